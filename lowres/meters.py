@@ -1,0 +1,62 @@
+"""What a trial costs: seconds, bytes, floating-point operations."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Meter:
+    """Seconds by phase, and the peak memory since it was made (the process's resident set; with a GPU, also its own)."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.whole_process = not _reset_peak()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def memory(self) -> dict[str, float]:
+        """Peak gigabytes (10^9 bytes)."""
+        import torch
+
+        peak = {"resident": _peak() / 1e9}
+        if torch.cuda.is_available():
+            peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
+        return peak
+
+
+def _reset_peak() -> bool:
+    """Linux can start a process's peak anew; elsewhere the peak is that of the whole process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except OSError:
+        return False
+
+
+def _peak() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def flops(parameters: int, trainable: int, training_tokens: int, evaluation_tokens: int) -> float:
+    """2 operations a weight and token forward, 2 for the gradient of its input, 2 for a trained weight's own
+    (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; attention's own products, small at these lengths, are left out)."""
+    return training_tokens * (4 * parameters + 2 * trainable) + evaluation_tokens * 2 * parameters

@@ -1,0 +1,209 @@
+"""What every method notebook does around its method: check the parameters, keep the trials, show the results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lowres import records
+from lowres.identity import identity
+from lowres.meters import Meter, flops
+from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
+from lowres.tasks import Task, data_checksums, read_task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from lowres.training import Training
+
+SCRATCH = "LOWRES_SCRATCH"  # set by the runner: where the record waits until the notebook has ended
+PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
+
+
+@dataclass
+class Outcome:
+    """What a notebook's `trial` hands back: the labelled examples drawn, the training, the label logits by set."""
+
+    shots: "pd.DataFrame"
+    training: "Training"
+    logits: dict[str, "np.ndarray"]
+    extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
+
+
+class Run:
+    """One executed notebook: its checked parameters, its finished trials, its record."""
+
+    def __init__(self, method: str, parameters: Parameters):
+        self.method, self.parameters = method, parameters
+        self.task_file = read_task(parameters.task)
+        self.folder = located(parameters.output_dir) if parameters.output_dir else None
+        self.started = _now()
+        self.trials: list[dict[str, Any]] = []
+        self.meter = Meter()
+        self.backbone_identity = identity(parameters.model)
+        self.data = data_checksums(self.task_file, parameters.data_dir)
+
+    def fingerprint(self, seed: int) -> str:
+        return records.fingerprint(self.method, self.parameters, seed, self.task_file, self.data, self.backbone_identity)
+
+    def each_seed(self, trial: Callable[[int], Outcome], backbone, task: Task, evaluation: dict) -> list[dict[str, Any]]:
+        """Runs `trial` for every seed that is not finished yet; a finished one is read back. Kept whole, at once.
+
+        `evaluation` has the encoded evaluation sets, for the count of tokens and of texts that were cut.
+        """
+        from lowres.evaluation import evaluated, predictions
+
+        for name, inputs in evaluation.items():
+            if inputs.cut:
+                print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
+        for seed in self.parameters.seeds:
+            found = self.folder and records.read_trial(self.folder, seed, self.fingerprint(seed))
+            if found:
+                print(f"seed {seed}: finished before, read back")
+                self.trials.append(found)
+                continue
+            self.meter = Meter()
+            with self.meter.phase("trial"):
+                outcome = trial(seed)
+            result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome, backbone, evaluation)}
+            result["sets"] = evaluated(task, outcome.logits)
+            if self.folder:
+                records.write_trial(self.folder, result, predictions(task, outcome.logits, seed))
+            self.trials.append(result)
+            scores = ", ".join(f"{name} {found['accuracy']:.3f}" for name, found in result["sets"].items())
+            print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s)", flush=True)
+        return self.trials
+
+    def _described(self, outcome: Outcome, backbone, evaluation: dict) -> dict[str, Any]:
+        from lowres.shots import checksum
+
+        seconds = dict(self.meter.seconds)
+        seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
+        evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
+        training = outcome.training
+        total = backbone.parameters()
+        return {
+            "shots_sha256": checksum(outcome.shots),
+            "outcome_sha256": hashlib.sha256(b"".join(part.tobytes() for part in outcome.logits.values())).hexdigest()[:16],
+            "losses": [round(loss, 6) for loss in training.losses],
+            "learning_rates": training.learning_rates[:: max(1, len(training.learning_rates) // 100)],
+            "seconds": {key: round(value, 3) for key, value in seconds.items()},
+            "memory": self.meter.memory(),
+            "trainable": training.trainable,
+            "parameters": total,
+            "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
+            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens},
+            "flops": flops(total, training.trainable, training.tokens, evaluated_tokens),
+            **outcome.extra,
+        }
+
+    def finish(self, backbone, task: Task) -> None:
+        """Writes the record; says where, and whether the trials are trials."""
+        different = records.distinct(self.trials)
+        if different < len(self.trials):
+            print(f"WARNING: only {different} of {len(self.trials)} trials differ: the others are copies and tell nothing new.")
+        if not self.folder:
+            print("output_dir is empty: nothing was kept.")
+            return
+        record = {
+            "schema_version": records.SCHEMA_VERSION, "results_version": records.RESULTS_VERSION, "method": self.method,
+            "parameters": stored(self.parameters), "fingerprints": [trial["fingerprint"] for trial in self.trials],
+            "distinct_trials": different, "trials": self.trials, "labels": task.labels, "notes": task.notes,
+            "environment": environment(backbone), "provenance": provenance(self, task),
+            "start": self.started, "end": _now(),
+        }
+        scratch = os.environ.get(SCRATCH)
+        records.write_json((Path(scratch) if scratch else self.folder) / "record.json", record)
+        if not scratch:
+            records.write_whole(self.folder / "parameters.yaml", as_yaml(self.parameters))
+        print(f"record: {shown(self.folder)}/record.json")
+
+
+def start(method: str, values: dict[str, Any]) -> Run:
+    """Checks a notebook's parameters (its globals: nothing else may stand in them yet). Raises BadInput."""
+    plain = {key: value for key, value in values.items() if key not in ("In", "Out") and not key.startswith("_")}
+    given = {
+        key: value for key, value in plain.items()
+        if key in METHODS[method].model_fields or not (callable(value) or isinstance(value, ModuleType))
+    }
+    run = Run(method, validated(method, given, f"notebooks/{method}.ipynb"))
+    _check_words(run)
+    return run
+
+
+def _check_words(run: Run) -> None:
+    """Faults of pattern and label words are told before a model loads; only the tokenizer is read for that."""
+    parameters = run.parameters
+    if hasattr(parameters, "pattern"):
+        run.task_file.pick("patterns", parameters.pattern)
+    if hasattr(parameters, "label_words"):
+        from lowres.backbones import load_tokenizer, resolve
+        from lowres.heads import word_ids
+
+        words = run.task_file.pick("label_words", parameters.label_words)
+        word_ids(load_tokenizer(resolve(parameters.model)), [words[label] for label in run.task_file.labels])
+
+
+def stored(parameters: Parameters) -> dict[str, Any]:
+    """Parameters as they are kept: paths relative to the project, no home folder."""
+    values = parameters.model_dump()
+    for key in ("data_dir", "output_dir"):
+        values[key] = values[key] and shown(located(values[key]))
+    for key in ("model", "task"):
+        if located(values[key]).exists():
+            values[key] = shown(located(values[key]))
+    return values
+
+
+def as_yaml(parameters: Parameters) -> str:
+    return yaml.safe_dump(stored(parameters), sort_keys=False, allow_unicode=True)
+
+
+def environment(backbone) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
+        "threads": torch.get_num_threads(), "precision": backbone.precision, "system": platform.system(),
+    }
+
+
+def provenance(run: Run, task: Task) -> dict[str, Any]:
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10).stdout.strip()
+        except OSError:
+            return ""
+
+    notebook = ROOT / "notebooks" / f"{run.method}.ipynb"
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "lowres", "notebooks", "parameters")),
+        "data": task.checksums, "model": run.backbone_identity,
+        "notebook_sha256": hashlib.sha256(notebook.read_bytes()).hexdigest() if notebook.is_file() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,120 @@
+"""What a run leaves behind, written whole or not at all, and read back as tables.
+
+A trial is two files: `trials/seed-3.parquet` with its predictions, then `trials/seed-3.json` with everything else and the
+predictions' checksum. `record.json` comes last; without it nothing is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowres.errors import BadInput
+from lowres.parameters import WHEREABOUTS, Parameters, shown
+from lowres.tasks import TaskFile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1  # of the record's form
+RESULTS_VERSION = 1  # raise by hand whenever numbers change: a golden test fails when they did and this was not
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """A temporary file beside it, flushed to the disk, then renamed: a reader sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, data: dict[str, str], backbone: str) -> str:
+    """Names a trial by all that changes its result: parameters, seed, task file, data, weights, RESULTS_VERSION."""
+    asked = {key: value for key, value in parameters.model_dump().items() if key not in WHEREABOUTS | {"model", "task"}}
+    content = {
+        "method": method, "parameters": asked, "seed": seed, "task": task.model_dump(exclude={"description", "show_rows"}),
+        "data": data, "backbone": backbone, "results_version": RESULTS_VERSION,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write_trial(folder: Path, trial: dict[str, Any], predictions: "pd.DataFrame") -> None:
+    import io
+
+    buffer = io.BytesIO()
+    predictions.to_parquet(buffer, index=False, compression="zstd")
+    place = folder / "trials" / f"seed-{trial['seed']}"
+    write_whole(place.with_suffix(".parquet"), buffer.getvalue())
+    write_json(place.with_suffix(".json"), {**trial, "predictions_sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
+
+
+def read_trial(folder: Path, seed: int, expected: str | None = None) -> dict[str, Any] | None:
+    """A finished trial, or None if it is missing, cut short, of another fingerprint, or not that of its predictions."""
+    trial = read_json(folder / "trials" / f"seed-{seed}.json")
+    if not trial or trial.get("seed") != seed or (expected and trial.get("fingerprint") != expected):
+        return None
+    try:
+        content = (folder / "trials" / f"seed-{seed}.parquet").read_bytes()
+    except OSError:
+        return None
+    return trial if hashlib.sha256(content).hexdigest() == trial.get("predictions_sha256") else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """A run's record, or None. Raises BadInput for one of another schema."""
+    record = read_json(folder / "record.json")
+    if record and record.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(f"{shown(folder / 'record.json')}: schema_version: {record.get('schema_version')!r}, not {SCHEMA_VERSION}: made by another version of lowres")
+    return record
+
+
+def read_predictions(folder: Path) -> "pd.DataFrame":
+    """The predictions of all of a run's trials."""
+    import pandas as pd
+
+    return pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("trials/seed-*.parquet"))], ignore_index=True)
+
+
+def distinct(trials: list[dict[str, Any]]) -> int:
+    """How many of the trials differ in their predictions: fewer than there are means copies, not trials."""
+    return len({trial["outcome_sha256"] for trial in trials})
+
+
+def as_table(record: dict[str, Any], **labels: Any) -> "pd.DataFrame":
+    """One line a trial and evaluation set: what was measured, and the `labels` given."""
+    import pandas as pd
+
+    lines = []
+    for trial in record["trials"]:
+        for name, found in trial["sets"].items():
+            lines.append({
+                **labels, "seed": trial["seed"], "set": name, **{key: value for key, value in found.items() if key != "by"},
+                "seconds": sum(trial["seconds"].values()), "memory": trial["memory"]["resident"],
+                "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
+            })
+    return pd.DataFrame(lines)

@@ -1,0 +1,292 @@
+"""A task file -> labelled examples: a training pool and evaluation sets, from the hub, a folder, or made here.
+
+A task is one file in `parameters/tasks/`. A file that says `extends: other` is the other with the keys it names put in
+place, so a variation (three labels instead of two) is a few lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from lowres.errors import BadInput, near
+from lowres.parameters import ROOT, checked, located, read_yaml, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("tsv", "csv", "jsonl", "parquet")
+
+
+def _inside_the_folder(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("a path inside the data folder is wanted, without '..' and without the file's ending")
+    return path
+
+
+class Hub(BaseModel):
+    """A data set on the Hugging Face hub, as `datasets.load_dataset` takes it. Loading scripts are never run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    id: str
+    config: str | None = None
+    split: str
+    revision: str
+
+
+class Source(BaseModel):
+    """Where the rows of one set come from. `file` may list several, which are read as one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: Annotated[str, AfterValidator(_inside_the_folder)] | list[Annotated[str, AfterValidator(_inside_the_folder)]] = []
+    hub: Hub | None = None
+    relabel: dict[str, str | None] = {}  # on top of the task's
+
+    @property
+    def files(self) -> list[str]:
+        return [self.file] if isinstance(self.file, str) else self.file
+
+
+class EvaluationSet(Source):
+    """Rows that are only ever predicted."""
+
+    domain: Literal["in", "out"]
+    break_down_by: list[str] = []
+
+
+class TaskFile(BaseModel):
+    """What a task file may say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    version: int
+    description: str
+    show_rows: bool = False  # whether notebooks may print the texts
+    embedded: str = ""  # the module of lowres that generates the rows
+    text: list[str] = Field(min_length=1)
+    label: str = "label"
+    labels: list[str] = Field(min_length=2)  # in the order of their indices
+    relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop the row
+    pool: Source
+    evaluation: dict[str, EvaluationSet] = Field(min_length=1)
+    checksums: dict[str, str] = {}  # file -> SHA-256
+    patterns: dict[str, str] = Field(min_length=1)
+    label_words: dict[str, dict[str, str]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> TaskFile:
+        for name, pattern in self.patterns.items():
+            columns = [column for _, column, _, _ in string.Formatter().parse(pattern) if column is not None]
+            for column in columns:
+                if column not in self.text:
+                    raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
+            for column in set(self.text) - set(columns):
+                raise ValueError(f"patterns.{name}: {pattern!r} has no place for the text column {column!r}")
+        if "plain" not in self.patterns:
+            raise ValueError("patterns: one must be called plain, the text with nothing added")
+        for name, words in self.label_words.items():
+            if set(words) != set(self.labels):
+                raise ValueError(f"label_words.{name}: a word for each of {self.labels} is wanted, not {words}")
+        for value, label in self.relabel.items():
+            if label is not None and label not in self.labels:
+                raise ValueError(f"relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
+        return self
+
+    def pick(self, key: Literal["patterns", "label_words"], name: str) -> Any:
+        """The pattern or the label words of that name; the first if the name is empty."""
+        choices = getattr(self, key)
+        if name and name not in choices:
+            raise BadInput(f"{self.name}: {key}: there is no {name!r}{near(name, choices)}")
+        return choices[name] if name else next(iter(choices.values()))
+
+
+@dataclass
+class Task:
+    """A loaded task. Frames have the text columns, `label` (its index), the break-down columns; the index is the row number."""
+
+    file: TaskFile
+    pool: "pd.DataFrame"
+    evaluation: dict[str, "pd.DataFrame"]
+    notes: list[str] = field(default_factory=list)  # rows dropped and why, for the reader
+    checksums: dict[str, str] = field(default_factory=dict)  # what was read
+
+    @property
+    def labels(self) -> list[str]:
+        return self.file.labels
+
+
+def task_path(name: str) -> Path:
+    """The file of a task given by name or by path."""
+    folder = ROOT / "parameters" / "tasks"
+    path = located(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput(f"task: there is no task {name!r}{near(name, [p.stem for p in folder.glob('*.yaml')])}")
+    return path
+
+
+@lru_cache(maxsize=None)
+def read_task(name: str) -> TaskFile:
+    """The checked task file, with what it extends filled in. Reads no data."""
+    path = task_path(name)
+    content = read_yaml(path)
+    seen = {path}
+    while "extends" in content:
+        base = path.parent / f"{content.pop('extends')}.yaml"
+        if base in seen:
+            raise BadInput(f"{shown(path)}: extends: {base.stem!r} extends itself")
+        seen.add(base)
+        content = {**read_yaml(base), **content}
+    return checked(TaskFile, content, shown(path))
+
+
+def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0) -> Task:
+    """Reads a task's rows. Raises BadInput for a missing file or column, an unknown label, a wrong checksum.
+
+    Rows of the pool that also stand in an evaluation set are dropped, and so are its repeats (all of them where their
+    labels disagree); `notes` says how many. An evaluation set is cut to `evaluation_rows` by one fixed choice, stratified by label
+    and break-down columns.
+    """
+    spec = read_task(name)
+    task = Task(spec, pool=None, evaluation={})
+    for set_name, source in spec.evaluation.items():
+        task.evaluation[set_name] = _rows(spec, set_name, source, data_dir, task)
+    pool = _rows(spec, "pool", spec.pool, data_dir, task)
+    task.pool = _cleaned(pool, task)
+    for set_name, rows in task.evaluation.items():
+        task.evaluation[set_name] = capped(rows, evaluation_rows, spec.evaluation[set_name].break_down_by)
+    return task
+
+
+def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
+    """What identifies a folder's data: the checksums that the task file declares, else those of the files at hand."""
+    if spec.embedded or not data_dir:
+        return {}
+    files = [file for source in (spec.pool, *spec.evaluation.values()) for file in source.files]
+    return {file: spec.checksums.get(file) or _sha256(_find(spec, file, data_dir)) for file in files}
+
+
+def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame":
+    """At most `most` rows (0: all), each stratum (label and `strata`) in proportion: the same choice every time."""
+    import numpy as np
+
+    if not most or len(rows) <= most:
+        return rows
+    shuffled = rows.iloc[np.random.default_rng(0).permutation(len(rows))]
+    # The i-th of a stratum's n rows gets the rank (i + 1/2) / n; the lowest ranks are a proportional choice of any size.
+    group = shuffled.groupby(["label", *strata], sort=False)
+    rank = (group.cumcount() + 0.5) / group["label"].transform("size")
+    return rows.loc[rank.sort_values(kind="stable").index[:most].sort_values()]
+
+
+def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> "pd.DataFrame":
+    import pandas as pd
+
+    if spec.embedded:
+        frame, where = _generated(spec.embedded)[set_name], f"{spec.name} ({set_name})"
+    elif data_dir:
+        paths = [_find(spec, file, data_dir) for file in source.files]
+        if not paths:
+            raise BadInput(f"{spec.name}: {set_name}: the task file names no file, so data_dir cannot be used")
+        for file, path in zip(source.files, paths):
+            task.checksums[file] = _verified(spec, file, path)
+        frame, where = pd.concat([_read_table(path) for path in paths], ignore_index=True), shown(paths[0])
+    elif source.hub:
+        frame, where = _from_hub(source.hub), f"{source.hub.id} ({source.hub.split})"
+        task.checksums[f"{source.hub.id}@{source.hub.revision}:{source.hub.split}"] = "hub"
+    else:
+        raise BadInput(f"{spec.name}: {set_name}: the task file names no hub source: give data_dir")
+    return _labelled(spec, source, frame, where, task, set_name)
+
+
+def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str, task: Task, set_name: str) -> "pd.DataFrame":
+    extra = getattr(source, "break_down_by", [])
+    for column in [*spec.text, spec.label, *extra]:
+        if column not in frame:
+            raise BadInput(f"{where}: column {column!r} is missing{near(column, frame.columns)}")
+    names = {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
+    values = frame[spec.label].astype(str)
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        row = int((values == unknown[0]).idxmax())
+        raise BadInput(f"{where}: {spec.label}: {unknown[0]!r} in row {row} is no label{near(unknown[0], names)}")
+    labels = values.map(names)
+    kept = frame.loc[labels.notna()]
+    if len(kept) < len(frame):
+        task.notes.append(f"{set_name}: {len(frame) - len(kept):,} of {len(frame):,} rows dropped, their label is not asked for")
+    result = kept[spec.text].astype(str).copy()
+    result["label"] = labels.dropna().map(spec.labels.index).astype(int)
+    for column in extra:
+        # A break-down by the label itself shows the names; `label` stays the index.
+        result[column if column != "label" else "gold"] = (labels.dropna() if column == "label" else kept[column]).astype(str)
+    return result
+
+
+def _cleaned(pool: "pd.DataFrame", task: Task) -> "pd.DataFrame":
+    text = task.file.text
+    key = pool[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1)
+    evaluated = set()
+    for rows in task.evaluation.values():
+        evaluated |= set(rows[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1))
+    leaked = key.isin(evaluated)
+    conflicting = pool["label"].groupby(key).transform("nunique") > 1
+    repeated = key.duplicated() & ~conflicting
+    task.notes.append(
+        f"pool: {len(pool):,} rows; dropped {leaked.sum()} that also stand in an evaluation set, "
+        f"{(conflicting & ~leaked).sum()} repeats whose labels disagree, {(repeated & ~leaked).sum()} other repeats"
+    )
+    return pool.loc[~(leaked | conflicting | repeated)]
+
+
+@lru_cache(maxsize=None)
+def _generated(module: str) -> dict[str, "pd.DataFrame"]:
+    return import_module(f"lowres.{module}").generate()
+
+
+def _find(spec: TaskFile, file: str, data_dir: str) -> Path:
+    base = located(data_dir) / file
+    found = [path for ending in FORMATS if (path := base.with_name(f"{base.name}.{ending}")).is_file()]
+    if not found:
+        raise BadInput(f"data_dir: {shown(data_dir)!r} has no {file}.{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs")
+    return found[0]
+
+
+def _verified(spec: TaskFile, file: str, path: Path) -> str:
+    found = _sha256(path)
+    if spec.checksums.get(file, found) != found:
+        raise BadInput(f"{shown(path)}: checksums: the file's is {found}, the task {spec.name!r} declares {spec.checksums[file]}")
+    return found
+
+
+@lru_cache(maxsize=None)
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_table(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if path.suffix == ".jsonl":
+        return pd.read_json(path, lines=True, dtype=False)
+    # A tab-separated file quotes nothing (quoting=3), and 'NA' is a word; a comma-separated one quotes as usual.
+    options = {"sep": "\t", "quoting": 3} if path.suffix == ".tsv" else {}
+    return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
+
+
+def _from_hub(hub: Hub) -> "pd.DataFrame":
+    from datasets import ClassLabel, load_dataset
+
+    data = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
+    frame = data.to_pandas()
+    for column, feature in data.features.items():
+        if isinstance(feature, ClassLabel):  # numbers on the hub: their names are what a task file speaks of
+            frame[column] = frame[column].map(lambda i, feature=feature: feature.names[i] if i >= 0 else "unlabelled")
+    return frame
