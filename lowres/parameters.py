@@ -21,7 +21,7 @@ Words = Literal["label_words", "vocabulary"]
 
 
 class Parameters(BaseModel):
-    """What every method has. Defaults are the paper's, but for a small model, task and evaluation to start with."""
+    """What every method has. Defaults are for a first look: a small model, task and evaluation."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
@@ -30,11 +30,6 @@ class Parameters(BaseModel):
     data_dir: str = Field("", description="folder with the task's files; empty: the task's hub or embedded source")
     shots: int = Field(16, ge=1, description="labelled examples per class")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="one trial each")
-    epochs: int = Field(40, ge=1, description="passes over the shots")
-    batch_size: int = Field(32, ge=1, description="examples per optimizer step")
-    learning_rate: float = Field(1.0e-5, gt=0, description="peak of the schedule")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     max_length: int = Field(128, ge=8, description="tokens of an input; the longest text column of a longer one is cut")
     evaluation_rows: int = Field(200, ge=0, description="rows per evaluation set, one fixed stratified choice; 0: all")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it is native")
@@ -56,13 +51,23 @@ class Parameters(BaseModel):
         return path
 
 
-class Vanilla(Parameters):
+class Trained(Parameters):
+    """What every method that trains has besides. Defaults are the paper's (arXiv 2405.13181)."""
+
+    epochs: int = Field(40, ge=1, description="passes over the shots")
+    batch_size: int = Field(32, ge=1, description="examples per optimizer step")
+    learning_rate: float = Field(1.0e-5, gt=0, description="peak of the schedule")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+
+
+class Vanilla(Trained):
     """A new linear head on the last token; every weight trains."""
 
     fidelity: Fidelity = Field("as_described", description="as_coded: the authors' schedule, quirk by quirk")
 
 
-class PBFT(Parameters):
+class PBFT(Trained):
     """A pattern and label words, scored by the language-model head; no new weights."""
 
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")

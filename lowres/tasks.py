@@ -160,7 +160,7 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0) -> Task:
     pool = _rows(spec, "pool", spec.pool, data_dir, task)
     task.pool = _cleaned(pool, task)
     for set_name, rows in task.evaluation.items():
-        task.evaluation[set_name] = capped(rows, evaluation_rows, spec.evaluation[set_name].break_down_by)
+        task.evaluation[set_name] = capped(rows, evaluation_rows, [by for by in spec.evaluation[set_name].break_down_by if by != "label"])
     return task
 
 
@@ -179,10 +179,9 @@ def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame"
     if not most or len(rows) <= most:
         return rows
     shuffled = rows.iloc[np.random.default_rng(0).permutation(len(rows))]
-    # The i-th of a stratum's n rows gets the rank (i + 1/2) / n; the lowest ranks are a proportional choice of any size.
-    group = shuffled.groupby(["label", *strata], sort=False)
-    rank = (group.cumcount() + 0.5) / group["label"].transform("size")
-    return rows.loc[rank.sort_values(kind="stable").index[:most].sort_values()]
+    # Systematic sampling: in the order of labels, then strata, every so-manieth row, which is in proportion at both levels.
+    in_order = shuffled.sort_values(["label", *strata], kind="stable").index
+    return rows.loc[sorted(in_order[((np.arange(most) + 0.5) * len(rows) / most).astype(int)])]
 
 
 def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> "pd.DataFrame":
@@ -223,7 +222,7 @@ def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str,
     result = kept[spec.text].astype(str).copy()
     result["label"] = labels.dropna().map(spec.labels.index).astype(int)
     for column in extra:
-        # A break-down by the label itself shows the names; `label` stays the index.
+        # A break-down by the label shows the names; `label` itself stays the index.
         result[column if column != "label" else "gold"] = (labels.dropna() if column == "label" else kept[column]).astype(str)
     return result
 
