@@ -7,8 +7,10 @@ and nothing of a repository's own code is run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -198,10 +200,11 @@ def _dequantise(folder: Path) -> None:
     gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
         raise BadInput(f"model: {EMBEDDED!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    model.save_pretrained(folder)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars know no switch
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     for file in folder.iterdir():  # the temporary names that safetensors wrote through are private to the user
         os.chmod(file, 0o644)

@@ -59,6 +59,11 @@ def accuracy_against_shots(trials: pd.DataFrame) -> Figure:
     return figure
 
 
+def by_task(trials: pd.DataFrame) -> list[Figure]:
+    """A figure a model and task: its evaluation sets side by side."""
+    return [accuracy_against_shots(part) for _, part in trials.groupby(["model", "task"], sort=False)]
+
+
 def _line(axes, line: pd.DataFrame, method: str, label: str) -> None:
     shots, mean, low, high = [], [], [], []
     for n, group in line.groupby("shots"):

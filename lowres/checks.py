@@ -1,0 +1,73 @@
+"""Everything about a study, task or method file that can be told before a model loads. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lowres.errors import BadInput
+from lowres.parameters import Parameters, located, read_yaml, shown, validated
+from lowres.study import Study, read_study
+from lowres.tasks import load_task, read_task
+
+
+def check_study(study: Study) -> None:
+    """Reads each task's data and each model's tokenizer once, and holds every run against them. Raises BadInput."""
+    check_parameters((run.method, run.parameters) for run in study.runs)
+
+
+def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
+    smallest_pool: dict[tuple[str, str], int] = {}
+    seen = set()
+    for _, p in asked:
+        key = (p.task, p.data_dir)
+        if key not in smallest_pool:
+            pool = load_task(*key).pool
+            smallest_pool[key] = int(pool["label"].value_counts().min())
+        if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
+            raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
+        words = (p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
+        if words not in seen:
+            seen.add(words)
+            check_words(*words)
+
+
+def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:
+    """The pattern exists, and the label words are one token each and told apart by the model's tokenizer."""
+    from lowres.backbones import load_tokenizer, resolve
+
+    spec = read_task(task)
+    spec.pick("patterns", pattern)
+    tokenizer = load_tokenizer(resolve(model))
+    if label_words is not None:
+        from lowres.heads import word_ids
+
+        words = spec.pick("label_words", label_words)
+        try:
+            word_ids(tokenizer, [words[label] for label in spec.labels])
+        except BadInput as error:
+            raise BadInput(f"{spec.name}: {error}") from None
+
+
+def check_file(name: str, data_dir: str | None) -> str:
+    """Says in a line what a good file holds. Raises BadInput for a bad one."""
+    path = located(name)
+    content = read_yaml(path) if name.endswith((".yaml", ".yml")) else {"methods": []}
+    if "methods" in content:
+        study = read_study(name, data_dir)
+        check_study(study)
+        return f"{study.name}: {len(study.runs)} runs, {study.trials} trials: nothing is wrong with it"
+    if "evaluation" in content or "extends" in content:
+        return _check_task(path, data_dir)
+    parameters = validated(path.stem, content, shown(path))
+    check_parameters([(path.stem, parameters)])
+    return f"{shown(path)}: the parameters of {path.stem}: nothing is wrong with them"
+
+
+def _check_task(path: Path, data_dir: str | None) -> str:
+    task = load_task(str(path), data_dir or "")
+    sets = ", ".join(f"{name} {len(rows):,}" for name, rows in task.evaluation.items())
+    declare = {file: mark for file, mark in task.checksums.items() if file not in task.file.checksums and mark != "hub"}
+    hint = "".join(f"\n  {file}: {mark}" for file, mark in declare.items())
+    hint = f"\nTo have results known by their data, add to the file:\nchecksums:{hint}" if hint else ""
+    return f"{task.file.name}: pool {len(task.pool):,}, {sets} rows: nothing is wrong with it{hint}"

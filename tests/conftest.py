@@ -1,0 +1,86 @@
+"""Tiny random models and a tokenizer, made on the spot: no test needs a network."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+
+from lowres.tasks import read_task
+
+CORPUS = [
+    "The children were playing in the garden .", "The nurse has written a letter ?", "No . Yes .", "Yes Yes Yes No No No",
+    "The doctor praised the pilot , and the pilot slept .", "This is correct . This is incorrect .", "True False true false good bad",
+    "right wrong Maybe Question : Answer : Sentence : Acceptable :", "Does it follow that the artist ran ?", "N/A",
+] * 20
+WORDS = [" No", " Yes", " correct", " incorrect", " good", " bad", " true", " false", " True", " False", " right", " wrong", " Maybe"]
+
+
+def make_tokenizer(prefix: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose label words are one token each; with `prefix` it puts </s> in front, as OPT's does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<pad>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS + WORDS * 200, trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    if prefix:
+        tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="</s>")
+
+
+def save_model(folder: Path, config, prefix: bool = True) -> str:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(prefix)
+    config.vocab_size = len(tokenizer)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # larger than a real model's start, so that differences between texts show in the logits
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 0.12)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+OPT_SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 256, "pad_token_id": 1}
+
+
+@pytest.fixture(scope="session")
+def tiny_opt(tmp_path_factory) -> str:
+    """OPT-125M's form: pre-norm, embeddings as wide as the layers. Dropout as in the real one."""
+    return save_model(tmp_path_factory.mktemp("opt"), OPTConfig(hidden_size=32, word_embed_proj_dim=32, **OPT_SHAPE))
+
+
+@pytest.fixture(scope="session")
+def tiny_opt_post_norm(tmp_path_factory) -> str:
+    """OPT-350M's form: post-norm, embeddings half as wide as the layers, projected in and out."""
+    config = OPTConfig(hidden_size=32, word_embed_proj_dim=16, do_layer_norm_before=False, **OPT_SHAPE)
+    return save_model(tmp_path_factory.mktemp("opt350"), config)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> str:
+    """Llama's form, with grouped keys and values and tied embeddings, as SmolLM2 has; its tokenizer adds nothing."""
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=2, eos_token_id=2, pad_token_id=1,
+    )
+    return save_model(tmp_path_factory.mktemp("llama"), config, prefix=False)
+
+
+@pytest.fixture(scope="session", params=["tiny_opt", "tiny_opt_post_norm", "tiny_llama"])
+def tiny_model(request) -> str:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def real_data() -> str:
+    """The folder with the real CoLA, MNLI and HANS; the test is skipped where it is not at hand."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "data"
+    if not all((folder / file).with_suffix(".tsv").is_file() for file in read_task("cola").checksums):
+        pytest.skip("the real data sets are not at hand")
+    return str(folder)
