@@ -68,6 +68,15 @@ def analyse(study: Study, outputs: Outputs = "outputs") -> None:
 
 
 @app.command()
+def prepare() -> None:
+    """Makes the embedded model's weights ready, once per user (20 seconds, 538 MB)."""
+    from lowres.backbones import resolve
+    from lowres.identity import EMBEDDED
+
+    print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
+
+
+@app.command()
 def convert(model: str, folder: Path) -> None:
     """Turns a hub model's pickled weights into a checked folder of safetensors, once, for a model that has no others."""
     from lowres.backbones import convert

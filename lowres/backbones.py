@@ -24,9 +24,14 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from lowres.adapters import behind_prompt, detach
 from lowres.errors import BadInput
 from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
 from lowres.parameters import located, shown
+
+
+Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
+CHUNK = 512  # tokens of a context at a time
 
 
 @dataclass
@@ -41,6 +46,12 @@ class Backbone:
     context_length: int
     device: torch.device
     precision: str
+    adapter: nn.Module | None = None  # PEFT's, while one is attached
+
+    @property
+    def whole(self) -> nn.Module:
+        """All that a trial may train but its head: the model, and an adapter's weights where they lie outside it."""
+        return self.model if self.adapter is None else self.adapter
 
     @property
     def output(self) -> torch.Tensor:
@@ -55,17 +66,35 @@ class Backbone:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def hidden(self, rows) -> torch.Tensor:
-        """The final hidden state at each text's last token: (texts, width), in float32."""
+    def hidden(self, rows, cache: Cache | None = None) -> torch.Tensor:
+        """The final hidden state at each text's last token: (texts, width), in float32. Leaves the `cache` in front of the rows as it is."""
+        return self._states(rows, _shared(cache, len(rows.ids)) if cache else None).flatten(0, 1)[rows.last].float()
+
+    @torch.no_grad()
+    def remember(self, tokens: list[int]) -> Cache:
+        """A context's keys and values, computed once for any number of texts after it; without dropout.
+
+        In pieces of CHUNK tokens: attention over a whole long context at once would take gigabytes.
+        """
+        from lowres.batches import pack
+
+        self.model.eval()
+        past = _shared([], 1)
+        for start in range(0, len(tokens), CHUNK):
+            self._states(next(pack([tokens[start : start + CHUNK]], self.device, before=start)), past)
+        return [(layer.keys, layer.values) for layer in past.layers]
+
+    def _states(self, rows, past) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            states = self.model.base_model(
-                input_ids=rows.ids, position_ids=rows.positions, attention_mask=rows.mask, use_cache=False
-            ).last_hidden_state
-        return states.flatten(0, 1)[rows.last].float()
+            given, virtual = behind_prompt(self.adapter, self.model.get_input_embeddings(), rows)
+            if past is not None:
+                given["past_key_values"] = past
+            return self.model.base_model(**given, use_cache=past is not None).last_hidden_state[:, virtual:]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts the pretrained weights back, in place: every trial starts from the same backbone."""
+        """Takes an adapter out and puts the pretrained weights back, in place: every trial starts from the same backbone."""
+        detach(self)
         self.model.requires_grad_(True)
         own = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
         for file in weights_files(self.folder):
@@ -81,7 +110,15 @@ class Backbone:
         return self.output  # a tied head saved under its own name
 
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self.whole.parameters())
+
+
+def _shared(cache: Cache, rows: int):
+    """transformers' own cache object, each row with the same past. It grows as it is used; `cache` does not."""
+    from transformers import DynamicCache
+
+    # Made without the model's config, so that every layer keeps all tokens: no context is longer than a sliding window.
+    return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in cache])
 
 
 def load_backbone(name: str, device: str = "auto", precision: str = "auto") -> Backbone:

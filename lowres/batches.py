@@ -78,7 +78,7 @@ def encode(backbone, examples: "pd.DataFrame", pattern: str, max_length: int) ->
 
 
 def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET) -> Iterator[Rows]:
-    """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every text sees in front of it."""
+    """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[list[int]] = []
     free: list[int] = []
@@ -91,7 +91,7 @@ def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int =
             free.append(length)
         rows[row].append(i)
         free[row] -= len(ids[i])
-    at_once = max(1, budget // max(length, 1))
+    at_once = max(1, budget // max(before + length, 1))
     for start in range(0, len(rows), at_once):
         yield _lay(ids, rows[start : start + at_once], device, before)
 

@@ -16,13 +16,17 @@ BUDGET = 4096  # tokens in one forward pass, when no gradient is kept
 
 
 @torch.inference_mode()
-def predict(backbone, head, sets: dict[str, Inputs]) -> dict[str, np.ndarray]:
-    """Label logits (rows, labels) of every set, in one sorted pass over all of them."""
-    backbone.model.eval()
+def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np.ndarray]:
+    """Label logits (rows, labels) of every set, in one sorted pass over all of them.
+
+    `cache`: what stands in front of every text, from `Backbone.remember`; the texts are then without the backbone's prefix.
+    """
+    backbone.whole.eval()
     ids = [text for inputs in sets.values() for text in inputs.ids]
     logits: np.ndarray | None = None
-    for rows in pack(ids, backbone.device, budget=BUDGET):
-        part = head.logits(backbone.hidden(rows)).float().cpu().numpy()
+    before = cache[0][0].shape[2] if cache else 0
+    for rows in pack(ids, backbone.device, before, BUDGET):
+        part = head.logits(backbone.hidden(rows, cache)).float().cpu().numpy()
         logits = np.empty((len(ids), part.shape[1]), np.float32) if logits is None else logits
         logits[rows.texts] = part
     ends = np.cumsum([len(inputs) for inputs in sets.values()])

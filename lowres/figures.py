@@ -20,14 +20,16 @@ def theme() -> None:
     sns.set_theme(context="notebook", style="whitegrid", rc={"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False})
 
 
-def training_curves(trials: list[dict], labels: int) -> Figure:
-    """Training loss against the step, a line a trial; beside the loss of knowing nothing, log(labels)."""
+def training_curves(trials: list[dict], labels: int = 0) -> Figure:
+    """Training loss against the step, a line a trial; beside the loss of knowing nothing, log(labels), for a cross-entropy of so many labels."""
     theme()
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
         axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
-    axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
-    axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials", ylim=(0, None))
+    if labels:
+        axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
+    axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
+    axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
     axes.legend()
     plt.close(figure)  # the notebook shows the returned figure once
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lowres.errors import BadInput, near
 
@@ -18,6 +18,23 @@ ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used fro
 
 Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
+Head = Literal["verbalizer", "classifier"]
+
+# PEFT's types that are known to work here (a test tries each), and BITFIT, which is none of PEFT's. Left out are those that want
+# a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
+PEFT_TYPES = (
+    "LORA", "BITFIT", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LN_TUNING", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA",
+    "FOURIERFT", "VBLORA", "MISS", "RANDLORA", "ROAD", "HIRA", "SHIRA", "C3A", "WAVEFT", "OSF", "DELORA", "GRALORA",
+)
+
+
+def _count_or_all(value: Any) -> Any:
+    if value != "all" and (type(value) is not int or value < 0):
+        raise ValueError("a whole number or 'all' is wanted")
+    return value
+
+
+CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 
 
 class Parameters(BaseModel):
@@ -76,7 +93,152 @@ class PBFT(Trained):
     fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input")
 
 
-METHODS: dict[str, type[Parameters]] = {"vanilla": Vanilla, "pbft": PBFT}
+class Adaptive(Trained):
+    """What is adapted before or in fine-tuning: the pattern, the layers that train, or the corpus that was read."""
+
+    adapt: Literal["pattern", "layers", "corpus"] = Field("pattern", description="choose the pattern; train the top layers; read the pool first")
+    head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier (layers and corpus only)")
+    pattern: str = Field("", description="the (default) pattern by its name; empty: the task's first, plain for a classifier")
+    label_words: str = Field("", description="the (default) label words by their name; empty: the task's first")
+    search_words: int = Field(20, ge=0, description="pattern: words searched among so many top predictions per label; 0: off")
+    choose_always: bool = Field(False, description="pattern: may leave the default below 16 shots, too")
+    train_layers: int = Field(0, ge=0, description="layers: how many of the top ones train; 0: the top sixth")
+    layer_decay: float = Field(0.95, gt=0, le=1, description="layers: a layer's rate is this times that of the one above")
+    corpus_steps: int = Field(50, ge=1, description="corpus: optimizer steps of language modelling, batch_size texts each")
+    corpus_learning_rate: float = Field(5.0e-5, gt=0, description="corpus: peak of its own schedule")
+    corpus_rows: int = Field(1000, ge=1, description="corpus: unlabelled texts of the pool that are read")
+    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' frozen layers (wants adapt layers, head classifier, layer_decay 1.0)")
+
+    @field_validator("head")
+    @classmethod
+    def _patterns_are_for_words(cls, head: str, others: ValidationInfo) -> str:
+        if head == "classifier" and others.data.get("adapt") == "pattern":
+            raise ValueError("adapt = pattern chooses a pattern and label words, which only the verbalizer reads")
+        return head
+
+    @field_validator("fidelity")
+    @classmethod
+    def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
+        ran = {"adapt": "layers", "head": "classifier", "train_layers": 0, "layer_decay": 1.0}
+        return _as_coded(fidelity, others.data, ran, pattern="plain")
+
+
+class LoRA(Trained):
+    """Small new matrices beside frozen ones; or another of PEFT's adapters."""
+
+    learning_rate: float = Field(2.0e-4, gt=0, description="peak of the schedule; at full fine-tuning's 1e-5 LoRA barely trains")
+    rank: int = Field(8, ge=1, description="LORA: rows of A, columns of B")
+    alpha: int = Field(8, ge=1, description="LORA: the product is scaled by alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="LORA: of what goes into A")
+    target_modules: list[str] = Field([], description="modules to adapt by the end of their names; empty: PEFT's choice (LORA: query and value)")
+    peft_type: str = Field("LORA", description="LORA, BITFIT (all biases), IA3, PROMPT_TUNING or another type of PEFT's")
+    peft_options: dict[str, Any] = Field({}, description="keys of that type's PEFT configuration, such as num_virtual_tokens")
+    head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier")
+    pattern: str = Field("", description="a pattern of the task file by its name; empty: its first, plain for a classifier")
+    label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    save_adapter: bool = Field(False, description="keep each trial's adapter in output_dir, as PEFT loads it")
+    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' prompted input (wants head classifier, learning_rate 1.0e-5)")
+
+    @field_validator("peft_type")
+    @classmethod
+    def _is_known(cls, peft_type: str, others: ValidationInfo) -> str:
+        if peft_type not in PEFT_TYPES:
+            raise ValueError(f"it is no type of adapter that is known to work here{near(peft_type, PEFT_TYPES)}")
+        changed = [key for key in ("rank", "alpha", "dropout") if others.data.get(key) != cls.model_fields[key].default]
+        if changed and peft_type != "LORA":
+            raise ValueError(f"{', '.join(changed)} would have no effect: another type than LORA takes its own keys from peft_options")
+        return peft_type
+
+    @field_validator("save_adapter")
+    @classmethod
+    def _has_where_to_go(cls, save_adapter: bool, others: ValidationInfo) -> bool:
+        if save_adapter and others.data.get("peft_type") == "BITFIT":
+            raise ValueError("BITFIT changes the model's own biases, so there is no adapter to keep")
+        if save_adapter and not others.data.get("output_dir"):
+            raise ValueError("output_dir is empty, so there is nowhere to keep an adapter")
+        return save_adapter
+
+    @field_validator("fidelity")
+    @classmethod
+    def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
+        ran = {"learning_rate": 1e-5, "alpha": 8, "dropout": 0.1, "target_modules": [], "peft_type": "LORA", "head": "classifier"}
+        return _as_coded(fidelity, others.data, ran, pattern="as_coded")
+
+
+def _as_coded(fidelity: str, asked: dict[str, Any], ran: dict[str, Any], pattern: str) -> str:
+    """A fidelity overrides no parameter: one that says another thing than the authors ran is refused, and both are told."""
+    wrong = [f"{key} {value!r}, not {asked[key]!r}" for key, value in ran.items() if key in asked and asked[key] != value]
+    if asked.get("pattern") not in (None, "", pattern):
+        wrong.append(f"the pattern {pattern!r}, not {asked['pattern']!r}")
+    if fidelity == "as_coded" and wrong:
+        raise ValueError(f"the authors ran {'; '.join(wrong)}: set these too")
+    return fidelity
+
+
+class InContext(Parameters):
+    """The frozen backbone and a prompt; nothing trains."""
+
+    pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
+    label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    demonstrations: CountOrAll = Field("all", description="of each class in the prompt, as many as fit; all: all the shots; 0: zero-shot")
+    scoring: Literal["label_words", "likelihood"] = Field("label_words", description="likelihood: how probable the text itself is, no prompt")
+    calibrate: bool = Field(False, description="divide by what a content-free input gets (Zhao et al. 2021)")
+
+    @field_validator("calibrate")
+    @classmethod
+    def _calibrates_label_words(cls, calibrate: bool, others: ValidationInfo) -> bool:
+        if calibrate and others.data.get("scoring") == "likelihood":
+            raise ValueError("it is for label words, and scoring = likelihood has none")
+        return calibrate
+
+
+class Distillation(Trained):
+    """A student without context learns what the same model answers with it (Askell et al. 2021; Snell et al. 2022)."""
+
+    shots: CountOrAll = Field(16, description="labelled examples per class; all: the whole pool, as_coded only (with epochs: 3)")
+    fidelity: Fidelity = Field("as_described", description="as_coded: random heads, teacher and student read the same prompt, gold labels")
+    pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
+    label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    context: Literal["demonstrations", "instruction"] = Field("demonstrations", description="what the teacher sees and the student does not")
+    demonstrations: CountOrAll = Field("all", description="of each class in a context, as many as fit; all: all the shots")
+    inputs: Literal["few-shot", "pool"] = Field("few-shot", description="what is learnt on: the shots' own texts in two folds, or other texts")
+    unlabelled: int = Field(256, ge=1, description="texts drawn from the pool, for inputs = pool")
+    top_k: int = Field(0, ge=0, description="distil the teacher's k likeliest tokens and the rest; 0: the label words alone")
+    temperature: float = Field(1.0, gt=0, description="of teacher and student; the loss is times its square")
+    teacher: str = Field("", description="another, larger model with the same tokenizer; empty: the backbone itself")
+    rank: int = Field(0, ge=0, description="of a LoRA student; 0: every weight trains")
+
+    @field_validator("shots", "demonstrations")
+    @classmethod
+    def _some(cls, count: int | str) -> int | str:
+        if count == 0:
+            raise ValueError("at least 1 is wanted")
+        return count
+
+    @field_validator("fidelity")
+    @classmethod
+    def _all_shots_are_as_coded(cls, fidelity: str, others: ValidationInfo) -> str:
+        if fidelity == "as_described" and others.data.get("shots") == "all":
+            raise ValueError("shots = all has no unlabelled input left: it goes with as_coded only")
+        return fidelity
+
+    @field_validator("inputs")
+    @classmethod
+    def _two_folds(cls, inputs: str, others: ValidationInfo) -> str:
+        asked = others.data
+        if (asked.get("fidelity"), asked.get("context"), asked.get("shots"), inputs) == ("as_described", "demonstrations", 1, "few-shot"):
+            raise ValueError("two folds of demonstrations want at least 2 shots")
+        return inputs
+
+    @field_validator("context", "inputs", "top_k", "teacher", "rank")
+    @classmethod
+    def _as_described_only(cls, value: Any, others: ValidationInfo) -> Any:
+        if others.data.get("fidelity") == "as_coded" and value != cls.model_fields[others.field_name].default:
+            raise ValueError("the authors' procedure (fidelity = as_coded) has random heads and one prompt, and no such choice")
+        return value
+
+
+METHODS: dict[str, type[Parameters]] = {"vanilla": Vanilla, "pbft": PBFT, "adaptive": Adaptive, "lora": LoRA, "in_context": InContext, "distillation": Distillation}
 
 # Parameters that say where and on what to compute, not what: they change no result that is compared.
 WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision"}

@@ -1,6 +1,6 @@
 """Which labelled examples a trial sees, and where its randomness comes from.
 
-The paper's runs reset every seed to 42 and so repeated one run ten times. Here a seed spawns four independent streams
+The paper's runs reset every seed to 42 and so repeated one run ten times. Here a seed spawns independent streams
 (`numpy.random.SeedSequence`), nothing reads a global generator that something else may have set, and the draw's
 checksum goes into the record, so that equal trials are seen.
 """
@@ -23,12 +23,15 @@ class Streams:
     seed: int
 
     def __post_init__(self) -> None:
-        shots, weights, order, dropout, unlabelled = np.random.SeedSequence(self.seed).spawn(5)
+        shots, weights, order, dropout, unlabelled, demonstrations, teacher, folds = np.random.SeedSequence(self.seed).spawn(8)
         self.shots = np.random.default_rng(shots)
         self.order = np.random.default_rng(order)
         self.unlabelled = np.random.default_rng(unlabelled)
+        self.demonstrations = np.random.default_rng(demonstrations)  # their order in a prompt
+        self.folds = np.random.default_rng(folds)
         self.weights = int(weights.generate_state(1)[0])  # seeds for torch's own generators
         self.dropout = int(dropout.generate_state(1)[0])
+        self.teacher = int(teacher.generate_state(1)[0])  # as coded, a teacher has new weights, too
 
 
 def draw(pool: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:

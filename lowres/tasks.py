@@ -79,6 +79,7 @@ class TaskFile(BaseModel):
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
     label_words: dict[str, dict[str, str]] = Field(min_length=1)
+    instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
     @model_validator(mode="after")
     def _holds_together(self) -> TaskFile:
@@ -94,6 +95,9 @@ class TaskFile(BaseModel):
         for name, words in self.label_words.items():
             if set(words) != set(self.labels):
                 raise ValueError(f"label_words.{name}: a word for each of {self.labels} is wanted, not {words}")
+        for _, label, _, _ in string.Formatter().parse(self.instruction):
+            if label is not None and label not in self.labels:
+                raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
         for value, label in self.relabel.items():
             if label is not None and label not in self.labels:
                 raise ValueError(f"relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")

@@ -1,0 +1,28 @@
+# make quickstart: real few-shot fine-tuning in about ten minutes. make test: the tests. Each sets up all that it needs.
+PYTHON ?= python3
+READY = .venv/.ready
+
+.PHONY: quickstart test lab check clean
+
+quickstart: $(READY)
+	.venv/bin/lowres run quickstart
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lab: $(READY)
+	.venv/bin/jupyter lab --notebook-dir=.
+
+check: $(READY)
+	.venv/bin/ruff check .
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv/bin/python -m lowres prepare
+	@touch $(READY)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache lowres.egg-info

@@ -1,0 +1,51 @@
+"""Results that stand beside a run's own: zero-shot beside demonstrations; teacher and untrained student beside the trained one."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowres import analysis, records
+from lowres.evaluation import evaluated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def scored(task, logits: dict[str, np.ndarray]) -> dict[str, Any]:
+    """For the key `also` of an outcome's `extra`: metrics, and what tells equal results."""
+    outcome = hashlib.sha256(b"".join(part.tobytes() for part in logits.values())).hexdigest()[:16]
+    return {"sets": evaluated(task, logits), "outcome_sha256": outcome}
+
+
+def side_by_side(trials: list[dict[str, Any]], own: str) -> pd.DataFrame:
+    """The result table with a line for each of the results under `also`, then the trials' `own`, set by set.
+
+    A result that no seed changes (the untrained backbone's) is one trial, without an interval.
+    """
+    import pandas as pd
+
+    parts = []
+    for who in [*trials[0].get("also", {}), own]:
+        found = [{**trial, **trial.get("also", {}).get(who, {})} for trial in trials]
+        copies = who != own and records.distinct(found) == 1
+        parts.append(records.as_table({"trials": found[:1] if copies else found}, who=who))
+    table = pd.concat(parts, ignore_index=True)
+    table["order"] = table["set"].map({name: i for i, name in enumerate(trials[0]["sets"])})
+    table = table.sort_values("order", kind="stable")
+    return analysis.printable(analysis.summary(table, ["set", "domain", "who"])).drop(columns="s a trial")
+
+
+def compared(trials: list[dict[str, Any]], one: str, other: str) -> list[str]:
+    """A sentence an evaluation set: is `one` (under `also`) more accurate than `other`, paired by seed, as far as the seeds tell?"""
+    sentences = []
+    for name in trials[0]["sets"]:
+        accuracy = np.array([[trial["also"][who]["sets"][name]["accuracy"] for who in (one, other)] for trial in trials])
+        gain = 100 * (accuracy[:, 0] - accuracy[:, 1])
+        low, high = analysis.interval(gain)
+        verdict = "is better than" if low > 0 else "is worse than" if high < 0 else "is NOT shown to be better than"
+        spread = f"95 % interval {low:+.1f} to {high:+.1f} over {len(gain)} seeds" if len(gain) > 1 else "one seed: no interval"
+        sentences.append(f"{name}: the {one} {verdict} the {other}: {gain.mean():+.1f} points ({spread})")
+    return sentences
