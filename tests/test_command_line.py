@@ -1,0 +1,100 @@
+"""Bad input ends in one sentence and exit code 2, before a model loads, and nothing on disk changes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lowres.parameters import ROOT
+from lowres.study import read_study
+
+GOOD = {
+    "description": "a test", "set": {"seeds": [0], "evaluation_rows": 8, "epochs": 1}, "vary": {"task": ["grammar"], "shots": [2]},
+    "methods": [{"method": "vanilla"}, {"method": "pbft"}],
+}
+
+
+def lowres(*words: str, code: int = 0) -> str:
+    ended = subprocess.run([sys.executable, "-m", "lowres", *words], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def write_study(tmp_path, tiny_llama):
+    def write(**changes) -> str:
+        content = yaml.safe_load(yaml.safe_dump(GOOD))
+        content["set"]["model"] = tiny_llama
+        for key, value in changes.items():
+            content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "tiny.yaml")
+    return write
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"sett": {}}, 'tiny.yaml: sett: unknown key (did you mean "set"?)'),
+    ({"methods": [{"method": "vanila"}]}, "tiny.yaml: method: 'vanila' is not a method (did you mean \"vanilla\"?)"),
+    ({"methods": [{"method": "vanilla", "set": {"rnk": 8}}]}, "tiny.yaml: vanilla: rnk: unknown key"),
+    ({"set": {"epoch": 3}}, 'epoch: unknown key (did you mean "epochs"?)'),
+    ({"set": {"learning_rate": "1e-5"}}, "learning_rate: '1e-5' is not accepted"),
+    ({"vary": {"shots": ["2"]}}, "shots: '2' is not accepted"),
+    ({"vary": {"shots": [5000]}}, "grammar: shots: 5000 is more than the 1,200 examples"),
+    ({"vary": {"task": ["gramar"]}}, "there is no task 'gramar' (did you mean \"grammar\"?)"),
+    ({"vary": {"task": ["cola"]}, "set": {"data_dir": "nowhere"}}, "data_dir: 'nowhere' has no cola/dev_in_domain"),
+    ({"set": {"model": "smollm2"}}, "model: 'smollm2' is neither"),
+    ({"methods": [{"method": "pbft", "set": {"pattern": "quastion"}}]}, "patterns: there is no 'quastion'"),
+    ({"methods": [{"method": "pbft", "set": {"label_words": "yesno"}}]}, "label_words: there is no 'yesno' (did you mean \"yes_no\"?)"),
+    ({"methods": [{"method": "vanilla"}, {"method": "vanilla"}]}, "two runs would share the folder"),
+])
+def test_a_faulty_study_is_told_in_one_sentence_and_nothing_is_written(write_study, tmp_path, changes, message):
+    study = write_study(**changes)
+    before = sorted(tmp_path.rglob("*"))
+    said = lowres("run", study, "--outputs", str(tmp_path / "outputs"), code=2)
+    assert message in said and said.startswith("lowres: ") and said.count("\n") == 1, said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_label_words_of_several_tokens_are_refused_before_the_model_loads(write_study, tmp_path):
+    task = yaml.safe_load((ROOT / "parameters/tasks/grammar.yaml").read_text())
+    task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": " unacceptable"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+    said = lowres("run", write_study(vary={"task": [str(tmp_path / "mine.yaml")]}), "--outputs", str(tmp_path / "outputs"), code=2)
+    assert "is one token" not in said and "tokens (" in said and "label_words" in said
+
+
+def test_check_says_what_a_good_file_holds(write_study):
+    assert "2 runs, 2 trials: nothing is wrong with it" in lowres("check", write_study())
+    assert "the parameters of pbft: nothing is wrong" in lowres("check", "parameters/methods/pbft.yaml")
+    assert "pool 2,400" in lowres("check", "parameters/tasks/grammar.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "parameters" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_that_comes_with_the_project_is_sound(path):
+    study = read_study(path.stem)
+    assert study.runs and all(run.folder.is_relative_to(ROOT / "outputs" / path.stem) for run in study.runs)
+
+
+@pytest.mark.parametrize("value", ["../../escape", "/etc/escape", "a/../../../b", "..", "{HOME}"])
+def test_no_value_leads_out_of_the_outputs_folder(write_study, tmp_path, value):
+    study = write_study(methods=[{"method": "pbft", "vary": {"pattern": [value]}}], set={"model": value})
+    for run in read_study(study, outputs=str(tmp_path / "outputs")).runs:
+        assert run.folder.resolve().is_relative_to(tmp_path / "outputs" / "tiny")
+
+
+def test_status_plans_and_classifies_without_torch(write_study):
+    code = f"import sys; from lowres.study import read_study; [run.state() for run in read_study({write_study()!r}).runs]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_run_of_a_small_study_ends_with_where_to_read_it(write_study, tmp_path):
+    study, outputs = write_study(), tmp_path / "outputs"
+    said = lowres("run", study, "--outputs", str(outputs))
+    assert "analysis.ipynb" in said
+    runs = read_study(study, outputs=str(outputs)).runs
+    assert [run.state() for run in runs] == ["done", "done"]
+    for run in runs:
+        assert {"run.ipynb", "parameters.yaml", "record.json", "trials"} == {path.name for path in run.folder.iterdir()}
+    assert Path(outputs / "tiny" / "analysis.ipynb").is_file()

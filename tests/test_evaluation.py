@@ -1,0 +1,49 @@
+"""Metrics are the field's, held against their formulas by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lowres.analysis import interval
+from lowres.evaluation import metrics
+from lowres.meters import Meter, flops
+
+
+def test_the_metrics_are_their_formulas():
+    gold = np.array([1, 1, 1, 0, 0, 1, 0, 1])
+    predicted = np.array([1, 0, 1, 0, 1, 1, 0, 1])
+    found = metrics(gold, np.eye(2)[predicted])
+    tp, tn, fp, fn = 4, 2, 1, 1
+    assert found["accuracy"] == (tp + tn) / 8
+    assert found["mcc"] == pytest.approx((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    assert found["macro_f1"] == pytest.approx((2 * tp / (2 * tp + fp + fn) + 2 * tn / (2 * tn + fp + fn)) / 2)
+    assert (found["n"], found["constant"], found["commonest_prediction"]) == (8, 5 / 8, 5 / 8)
+
+
+def test_a_constant_answer_scores_the_yardstick_and_an_mcc_of_zero():
+    found = metrics(np.array([1, 1, 0]), np.eye(2)[[1, 1, 1]])
+    assert found["accuracy"] == found["constant"] and found["mcc"] == 0 and found["commonest_prediction"] == 1
+
+
+def test_the_interval_is_students_and_says_nothing_of_one_trial():
+    values = [0.5, 0.6, 0.55, 0.7]
+    half = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert interval(values) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+    assert all(np.isnan(interval([0.5])))
+
+
+def test_flops_are_two_a_weight_forward_and_two_each_for_the_gradients_of_inputs_and_trained_weights():
+    assert flops(parameters=10, trainable=10, training_tokens=1, evaluation_tokens=0) == 60
+    assert flops(parameters=10, trainable=0, training_tokens=1, evaluation_tokens=3) == 100
+
+
+def test_a_meter_sees_a_peak_of_its_own():
+    meter = Meter()
+    if meter.whole_process:
+        pytest.skip("this system cannot start a process's peak anew")
+    with meter.phase("work"):
+        block = np.ones(40_000_000)  # 320 MB
+        del block
+    peak = meter.memory()["resident"]
+    assert meter.seconds["work"] > 0 and peak > 0.32
+    assert Meter().memory()["resident"] < peak - 0.2

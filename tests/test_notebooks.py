@@ -1,0 +1,108 @@
+"""Every notebook runs top to bottom by plain papermill, keeps what it promises, and repeats exactly."""
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from lowres import records
+from lowres.parameters import METHODS, ROOT, Trained
+
+GOLDEN = Path(__file__).parent / "golden.json"
+
+
+def execute(method: str, output: Path, parameters: dict) -> nbformat.NotebookNode:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    return papermill.execute_notebook(
+        ROOT / "notebooks" / f"{method}.ipynb", output, parameters, progress_bar=False, kernel_name="python3", cwd=str(ROOT)
+    )
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory, tiny_llama):
+    """Each method's notebook, executed once on a tiny model: its folder, by method."""
+    folders: dict[str, Path] = {}
+
+    def get(method: str) -> Path:
+        if method not in folders:
+            folder = folders[method] = tmp_path_factory.mktemp(method)
+            asked = {"model": tiny_llama, "shots": 4, "evaluation_rows": 24, "seeds": [0, 1], "precision": "float32", "output_dir": str(folder)}
+            execute(method, folder / "run.ipynb", asked | ({"epochs": 2} if issubclass(METHODS[method], Trained) else {}))
+        return folders[method]
+    return get
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_notebook_runs_and_leaves_a_whole_record(executed, method):
+    folder = executed(method)
+    record = records.read_record(folder)
+    assert record["method"] == method and [trial["seed"] for trial in record["trials"]] == [0, 1]
+    assert record["distinct_trials"] == 2, "two seeds, two trials"
+    for trial in record["trials"]:
+        assert records.read_trial(folder, trial["seed"], trial["fingerprint"])
+        assert set(trial["sets"]) == {"in_domain", "out_of_domain"}
+        assert {"accuracy", "mcc", "macro_f1", "n", "constant", "by", "domain"} <= set(trial["sets"]["in_domain"])
+        assert trial["memory"]["resident"] > 0 and trial["parameters"] > 0 and trial["flops"] > 0
+    predictions = records.read_predictions(folder)
+    assert len(predictions) == 2 * 2 * 24 and "sentence" not in predictions
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_executed_notebook_shows_no_warning_and_has_a_table_and_the_way_to_its_record(executed, method):
+    notebook = nbformat.read(executed(method) / "run.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert any("text/html" in output.get("data", {}) for output in outputs)
+    assert any("record.json" in output.get("text", "") for output in outputs)
+
+
+@pytest.mark.parametrize("method", ["pbft"])
+def test_plain_papermill_over_the_kept_parameters_repeats_every_prediction(executed, tmp_path, method):
+    first = executed(method)
+    parameters = yaml.safe_load((first / "parameters.yaml").read_text())
+    execute(method, tmp_path / "run.ipynb", parameters | {"output_dir": str(tmp_path)})
+    assert records.read_predictions(tmp_path).equals(records.read_predictions(first))
+
+    def lasting(folder: Path) -> list[dict]:
+        return [{key: value for key, value in trial.items() if key not in ("seconds", "memory")} for trial in records.read_record(folder)["trials"]]
+    assert lasting(tmp_path) == lasting(first)
+
+
+def test_finished_trials_are_read_back_and_only_new_seeds_are_trained(tiny_llama, tmp_path):
+    asked = {"model": tiny_llama, "shots": 2, "evaluation_rows": 8, "epochs": 1, "output_dir": str(tmp_path)}
+    execute("vanilla", tmp_path / "a.ipynb", asked | {"seeds": [0]})
+    before = (tmp_path / "trials" / "seed-0.json").stat().st_mtime_ns
+    notebook = execute("vanilla", tmp_path / "b.ipynb", asked | {"seeds": [0, 1]})
+    assert (tmp_path / "trials" / "seed-0.json").stat().st_mtime_ns == before
+    assert "seed 0: finished before, read back" in json.dumps(notebook)
+    assert [trial["seed"] for trial in records.read_record(tmp_path)["trials"]] == [0, 1]
+
+
+def test_a_notebook_refuses_a_misspelt_parameter_in_one_sentence(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match='notebooks/vanilla.ipynb: shot: unknown key .did you mean "shots"'):
+        execute("vanilla", tmp_path / "run.ipynb", {"shot": 4, "output_dir": str(tmp_path / "out")})
+    assert not (tmp_path / "out").exists()
+
+
+def test_papermill_shows_types_and_help():
+    found = papermill.inspect_notebook(str(ROOT / "notebooks" / "pbft.ipynb"))
+    assert found["shots"]["inferred_type_name"] == "int" and found["shots"]["help"] == "labelled examples per class"
+
+
+@pytest.mark.parametrize("method", ["vanilla", "pbft"])
+def test_numbers_are_those_of_the_golden_record(executed, method):
+    """If this fails, results have changed: raise RESULTS_VERSION, and write the new numbers down with LOWRES_GOLDEN=write."""
+    trials = records.read_record(executed(method))["trials"]
+    found = [{"losses": trial["losses"], "accuracy": trial["sets"]["in_domain"]["accuracy"], "shots": trial["shots_sha256"]} for trial in trials]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("LOWRES_GOLDEN") == "write":
+        GOLDEN.write_text(json.dumps(golden | {"results_version": records.RESULTS_VERSION, method: found}, indent=1) + "\n")
+        return
+    assert golden["results_version"] == records.RESULTS_VERSION
+    for ours, theirs in zip(found, golden[method], strict=True):
+        assert ours["shots"] == theirs["shots"] and ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.05)
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3)

@@ -1,0 +1,67 @@
+"""The project's own promises: lists that agree, notebooks without outputs, words in one place."""
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def tracked(*patterns: str) -> list[Path]:
+    found = subprocess.run(["git", "-C", str(ROOT), "ls-files", *patterns], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in found.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_the_lock_the_conda_list_and_the_project_name_the_same_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[<>=\[]", item)[0] for item in asked}
+    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and not line.startswith("#"))
+    lock = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
+    conda = dict(item.split("==") for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"])
+    assert names == set(conda)
+    assert conda == {name: lock[name] for name in names}
+    assert lock["torch"] == "2.13.0", "without '+cpu', and never without a pin: else a CUDA build of several gigabytes comes"
+
+
+def test_committed_notebooks_have_no_outputs_but_under_outputs():
+    for path in tracked("notebooks/*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not cell.get("outputs") and not cell.get("execution_count"), path.name
+
+
+def test_committed_outputs_are_small_and_know_no_home_folder():
+    for path in tracked("outputs"):
+        assert path.stat().st_size < 1_000_000, path
+        if path.suffix in {".ipynb", ".json", ".yaml", ".md"}:
+            assert not re.search(r"/home/\w|/root/|/Users/\w", path.read_text()), path
+
+
+def test_notebook_cells_are_short():
+    for path in tracked("notebooks/*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+                assert len("".join(cell["source"]).splitlines()) <= 25, path.name
+
+
+def test_every_command_the_readme_shows_exists():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z]+)\b(?=`|\n)", readme)):
+        assert f"\n{target}:" in makefile, target
+    for study in set(re.findall(r"lowres (?:run|status|check|analyse|publish) ([a-z_]+)\b", readme)):
+        assert (ROOT / "parameters" / "studies" / f"{study}.yaml").is_file(), study
+
+
+def test_no_data_row_of_the_real_sets_is_committed(real_data):
+    sentences = [line.split("\t")[0] for line in (Path(real_data) / "cola" / "dev_in_domain.tsv").read_text().splitlines()[1:]]
+    texts = [path.read_text(errors="replace") for path in tracked() if path.suffix in {".ipynb", ".json", ".md", ".py", ".yaml", ".tsv", ".csv"}]
+    for sentence in sentences:
+        if len(sentence) > 25:
+            assert not any(sentence in text for text in texts), sentence

@@ -1,0 +1,123 @@
+"""A task file becomes clean examples, or a sentence saying why not."""
+
+
+import pandas as pd
+import pytest
+import yaml
+
+from lowres.errors import BadInput
+from lowres.tasks import capped, load_task, read_task
+
+TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\nodd day\tbad\tb\nrainy day\tbad\tb\nNA\tgood\ta\n\"quoted\tbad\ta\n"
+TEST = "text\tlabel\tsource\nrainy day\tbad\ta\nsunny day\tgood\tb\n"
+
+
+@pytest.fixture
+def make_task(tmp_path):
+    """Writes a small task and its data; keyword arguments change the task file, `train` and `test` the data."""
+    def make(train: str = TRAIN, test: str = TEST, **changes) -> tuple[str, str]:
+        (tmp_path / "train.tsv").write_text(train)
+        (tmp_path / "test.tsv").write_text(test)
+        content = {
+            "name": "days", "version": 1, "description": "good and bad days", "text": ["text"], "labels": ["bad", "good"],
+            "pool": {"file": "train"}, "evaluation": {"test": {"domain": "in", "file": "test"}},
+            "patterns": {"was": "{text} It was", "plain": "{text}"}, "label_words": {"words": {"bad": " bad", "good": " good"}},
+        }
+        (tmp_path / "days.yaml").write_text(yaml.safe_dump(content | changes))
+        read_task.cache_clear()
+        return str(tmp_path / "days.yaml"), str(tmp_path)
+    return make
+
+
+def test_the_pool_drops_rows_of_evaluation_sets_and_repeats_and_says_how_many(make_task):
+    task = load_task(*make_task())
+    assert list(task.pool["text"]) == ["fine day", "bad day", "NA", '"quoted']
+    assert "dropped 1 that also stand in an evaluation set, 2 repeats whose labels disagree, 1 other repeats" in task.notes[-1]
+
+
+def test_words_like_na_and_single_quotation_marks_are_text(make_task):
+    pool = load_task(*make_task()).pool
+    assert {"NA", '"quoted'} <= set(pool["text"])
+
+
+def test_a_row_number_is_the_rows_place_in_its_file(make_task):
+    assert list(load_task(*make_task()).pool.index) == [0, 1, 6, 7]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_other_formats_read_the_same(make_task, tmp_path, ending):
+    name, folder = make_task()
+    expected = load_task(name, folder).pool
+    frame = pd.read_csv(tmp_path / "train.tsv", sep="\t", quoting=3, keep_default_na=False)
+    (tmp_path / "train.tsv").unlink()
+    {"csv": lambda p: frame.to_csv(p, index=False), "jsonl": lambda p: frame.to_json(p, orient="records", lines=True),
+     "parquet": lambda p: frame.to_parquet(p)}[ending](tmp_path / f"train.{ending}")
+    pd.testing.assert_frame_equal(load_task(name, folder).pool, expected)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"evaluaton": {}}, 'evaluaton: unknown key .did you mean "evaluation"'),
+    ({"version": "1"}, "version: '1' is not accepted"),
+    ({"patterns": {"was": "{txt} It was", "plain": "{text}"}}, r"patterns.was: '\{txt\} It was' asks for 'txt', which is no text column .did you mean \"text\""),
+    ({"patterns": {"was": "It was", "plain": "{text}"}}, "patterns.was: 'It was' has no place for the text column 'text'"),
+    ({"patterns": {"was": "{text} It was"}}, "one must be called plain"),
+    ({"label_words": {"words": {"bad": " bad"}}}, "label_words.words: a word for each of"),
+    ({"relabel": {"0": "god"}}, "relabel: '0' becomes 'god', which is no label .did you mean \"good\""),
+    ({"label": "lable"}, "train.tsv|test.tsv: column 'lable' is missing .did you mean \"label\""),
+    ({"text": ["title"], "patterns": {"plain": "{title}"}}, "column 'title' is missing"),
+    ({"labels": ["bad", "great"], "label_words": {"words": {"bad": " bad", "great": " good"}}}, "label: 'good' in row 1 is no label"),
+    ({"pool": {"file": "trian"}}, "data_dir: .* has no trian"),
+    ({"pool": {"file": "../train"}}, "a path inside the data folder is wanted"),
+    ({"checksums": {"train": "0" * 64}}, "train.tsv: checksums: the file's is .*, the task 'days' declares 0000"),
+    ({"pool": {}}, "pool: the task file names no file"),
+])
+def test_a_faulty_task_is_told_by_file_key_and_value(make_task, changes, message):
+    with pytest.raises(BadInput, match=message):
+        load_task(*make_task(**changes))
+
+
+def test_a_task_that_is_not_there_is_told_with_near_names():
+    with pytest.raises(BadInput, match="there is no task 'gramar' .did you mean \"grammar\""):
+        read_task("gramar")
+
+
+def test_without_a_hub_source_a_data_folder_is_asked_for(make_task):
+    with pytest.raises(BadInput, match="names no hub source: give data_dir"):
+        load_task(make_task()[0])
+
+
+def test_an_extending_file_is_the_other_with_its_own_keys():
+    cola, union = read_task("cola"), read_task("cola_union")
+    assert union.patterns == cola.patterns and union.name == "cola_union" and set(union.evaluation) == {"union", "out_of_domain"}
+
+
+def test_a_cap_is_one_fixed_choice_in_proportion_to_labels_and_parts():
+    rows = pd.DataFrame({"label": [0] * 600 + [1] * 200, "heuristic": (["a"] * 300 + ["b"] * 300) + (["a"] * 100 + ["b"] * 100)})
+    chosen = capped(rows, 80, ["heuristic"])
+    assert chosen.groupby(["label", "heuristic"]).size().to_dict() == {(0, "a"): 30, (0, "b"): 30, (1, "a"): 10, (1, "b"): 10}
+    assert list(capped(rows, 80, ["heuristic"]).index) == list(chosen.index) == sorted(chosen.index)
+    assert len(capped(rows, 0, [])) == 800 and len(capped(rows, 900, [])) == 800
+
+
+def test_every_task_file_has_the_patterns_and_words_that_the_methods_want():
+    for name in ("cola", "cola_union", "mnli", "mnli_three", "grammar", "entailment"):
+        task = read_task(name)
+        assert len(set(task.patterns) - {"plain", "as_coded"}) >= 6 and len(task.label_words) >= 4, name
+
+
+def test_the_real_data_sets_have_their_published_sizes_and_yardsticks(real_data):
+    cola, mnli = load_task("cola", real_data), load_task("mnli", real_data)
+    constant = {name: round(rows["label"].value_counts(normalize=True).max(), 3) for name, rows in (cola.evaluation | mnli.evaluation).items()}
+    assert constant == {"in_domain": 0.693, "out_of_domain": 0.686, "matched": 0.520, "hans": 0.5}
+    assert len(mnli.evaluation["hans"]) == 30_000 and len(mnli.evaluation["matched"]) == 6_692
+    assert "dropped 18 that also stand in an evaluation set" in cola.notes[-1]
+    assert len(load_task("cola_union", real_data).evaluation["union"]) == 1_043
+
+
+def test_the_paper_s_in_domain_set_has_the_same_pool_and_so_the_same_shots(real_data):
+    assert load_task("cola_union", real_data).pool.equals(load_task("cola", real_data).pool)
+
+
+def test_hans_is_capped_by_heuristic_and_label(real_data):
+    hans = load_task("mnli", real_data, 600).evaluation["hans"]
+    assert hans.groupby(["heuristic", "gold"]).size().eq(100).all()
