@@ -55,7 +55,7 @@ def test_every_command_the_readme_shows_exists():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake ([a-z]+)\b(?=`|\n)", readme)):
         assert f"\n{target}:" in makefile, target
-    for study in set(re.findall(r"lowres (?:run|status|check|analyse|publish) ([a-z_]+)\b", readme)):
+    for study in set(re.findall(r"lowres (?:run|status|check|analyse|publish) ([a-z_]+)\b(?![/.])", readme)):
         assert (ROOT / "parameters" / "studies" / f"{study}.yaml").is_file(), study
 
 
