@@ -21,13 +21,14 @@ from torch import nn
 from lowres.errors import BadInput, near
 
 if TYPE_CHECKING:
+    import pandas as pd
     from peft import PeftConfig
 
 OWN = {"r": "the parameter rank", "lora_alpha": "the parameter alpha", "lora_dropout": "the parameter dropout"}
 FIXED = {"target_modules": "the parameter target_modules", "peft_type": "the parameter peft_type", "task_type": "lowres", "inference_mode": "lowres"}
 
 
-def configuration(p) -> "PeftConfig | None":
+def configuration(p) -> PeftConfig | None:
     """PEFT's configuration for a method's parameters; None for BITFIT. Raises BadInput for a key that PEFT does not know."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -50,12 +51,15 @@ def configuration(p) -> "PeftConfig | None":
     elif p.target_modules:
         raise BadInput(f"target_modules: {p.peft_type} puts tokens in front of the text and changes no module: leave them out")
     try:
-        return schema(**values)
+        config = schema(**values)
     except (TypeError, ValueError) as error:
         raise BadInput(f"peft_options: not accepted by PEFT: {_line(error)}") from None
+    if config.is_prompt_learning and not config.num_virtual_tokens:
+        raise BadInput(f"peft_options: {p.peft_type} wants num_virtual_tokens")
+    return config
 
 
-def attach(backbone, config: "PeftConfig | None", seed: int) -> "nn.Module | None":
+def attach(backbone, config: PeftConfig | None, seed: int) -> nn.Module | None:
     """Puts an adapter with weights drawn from `seed` into the backbone and freezes all else; `backbone.restore()` takes it out.
 
     Returns the PeftModel (None for BITFIT, whose biases are the backbone's own). Raises BadInput for target modules that match
@@ -78,7 +82,7 @@ def detach(backbone) -> None:
         adapter.base_model.unload()
 
 
-def inject(model: nn.Module, config: "PeftConfig", name: str) -> nn.Module:
+def inject(model: nn.Module, config: PeftConfig, name: str) -> nn.Module:
     """`get_peft_model` on a copy of `config` (PEFT writes into it), with faults told as BadInput and the model left whole."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -115,7 +119,7 @@ def _check_targets(model: nn.Module, targets, name: str) -> None:
             raise BadInput(f"target_modules: {target!r} matches nothing in {name!r}; its linear modules are {', '.join(linear_names(model))}")
 
 
-def _check_rank(adapter: nn.Module, config: "PeftConfig") -> None:
+def _check_rank(adapter: nn.Module, config: PeftConfig) -> None:
     """A matrix of rank r needs r rows and columns: PEFT itself takes any r."""
     if config.peft_type.value != "LORA":
         return
@@ -160,14 +164,31 @@ def behind_prompt(adapter: nn.Module | None, embed: nn.Module, rows) -> tuple[di
     }, count
 
 
+def describe(backbone) -> pd.DataFrame:
+    """A line for each kind of weight that trains: its name's last parts, how many there are, their shape, all their numbers together."""
+    import pandas as pd
+
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for name, weight in backbone.whole.named_parameters():
+        if weight.requires_grad:
+            parts = [part for part in name.split(".") if not part.isdigit() and part not in ("default", "base_layer")]
+            kinds.setdefault((".".join(parts[-3:]), " x ".join(map(str, weight.shape))), []).append(weight.numel())
+    total = sum(map(sum, kinds.values()))
+    print(f"{total:,} of {backbone.parameters():,} weights train, {100 * total / backbone.parameters():.2f} %; a new classifier's come on top")
+    return pd.DataFrame([{"weight": name, "shape": shape, "how many": len(sizes), "numbers": sum(sizes)}
+                         for (name, shape), sizes in kinds.items()]).set_index("weight")
+
+
 def check(p) -> None:
     """What can be told of a method's PEFT parameters from the model's configuration alone. Raises BadInput."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from lowres.backbones import resolve
+    from lowres.tasks import read_task
 
     config = configuration(p)
-    read_task(p.task).pick("patterns", input_pattern(p))
+    if p.fidelity == "as_coded":
+        read_task(p.task).pick("patterns", "as_coded")
     if p.head == "classifier" and getattr(config, "modules_to_save", None):
         raise BadInput("peft_options: modules_to_save: the new classifier trains by itself: leave it out")
     shape = AutoConfig.from_pretrained(resolve(p.model))
@@ -190,11 +211,15 @@ def save(backbone, head: nn.Module, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    from lowres.identity import split_revision
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    adapter = backbone.adapter
-    adapter.active_peft_config.base_model_name_or_path = backbone.name  # not the path of some cache
+    adapter, config = backbone.adapter, backbone.adapter.active_peft_config
+    # The backbone as it was asked for, not the path of some cache.
+    config.base_model_name_or_path, config.revision = split_revision(backbone.name)
     adapter.save_pretrained(scratch, save_embedding_layers=False)
+    (scratch / "README.md").unlink(missing_ok=True)  # PEFT's form of a model card, not filled in
     weights = {key: value.detach().cpu() for key, value in head.state_dict().items()}
     if weights:
         save_file(weights, scratch / "head.safetensors")

@@ -29,9 +29,8 @@ from lowres.errors import BadInput
 from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
 from lowres.parameters import located, shown
 
-
 Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
-CHUNK = 512  # tokens of a context at a time
+CHUNK = 512  # attention over a whole long context at once would take gigabytes
 
 
 @dataclass
@@ -72,10 +71,7 @@ class Backbone:
 
     @torch.no_grad()
     def remember(self, tokens: list[int]) -> Cache:
-        """A context's keys and values, computed once for any number of texts after it; without dropout.
-
-        In pieces of CHUNK tokens: attention over a whole long context at once would take gigabytes.
-        """
+        """A context's keys and values, computed once for any number of texts after it; without dropout, CHUNK tokens at a time."""
         from lowres.batches import pack
 
         self.model.eval()
@@ -87,9 +83,13 @@ class Backbone:
     def _states(self, rows, past) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             given, virtual = behind_prompt(self.adapter, self.model.get_input_embeddings(), rows)
-            if past is not None:
-                given["past_key_values"] = past
-            return self.model.base_model(**given, use_cache=past is not None).last_hidden_state[:, virtual:]
+            if past is None:
+                return self.model.base_model(**given, use_cache=False).last_hidden_state[:, virtual:]
+            self.model.set_attn_implementation("sdpa")  # behind a long context the fused attention is 2 to 3 times as fast
+            try:
+                return self.model.base_model(**given, past_key_values=past, use_cache=True).last_hidden_state[:, virtual:]
+            finally:
+                self.model.set_attn_implementation("eager")
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -39,13 +39,27 @@ def side_by_side(trials: list[dict[str, Any]], own: str) -> pd.DataFrame:
 
 
 def compared(trials: list[dict[str, Any]], one: str, other: str) -> list[str]:
-    """A sentence an evaluation set: is `one` (under `also`) more accurate than `other`, paired by seed, as far as the seeds tell?"""
+    """A sentence an evaluation set: is `one` more accurate than `other`, paired by seed, as far as the seeds tell?
+
+    Both are names under `also`; any other name is the trials' own result. Seeds that all say the same leave no interval.
+    """
     sentences = []
     for name in trials[0]["sets"]:
-        accuracy = np.array([[trial["also"][who]["sets"][name]["accuracy"] for who in (one, other)] for trial in trials])
-        gain = 100 * (accuracy[:, 0] - accuracy[:, 1])
-        low, high = analysis.interval(gain)
-        verdict = "is better than" if low > 0 else "is worse than" if high < 0 else "is NOT shown to be better than"
-        spread = f"95 % interval {low:+.1f} to {high:+.1f} over {len(gain)} seeds" if len(gain) > 1 else "one seed: no interval"
-        sentences.append(f"{name}: the {one} {verdict} the {other}: {gain.mean():+.1f} points ({spread})")
+        pairs = [[trial.get("also", {}).get(who, trial)["sets"][name]["accuracy"] for who in (one, other)] for trial in trials]
+        gain = np.round(100 * (np.array(pairs)[:, 0] - np.array(pairs)[:, 1]), 9)  # equal gains are equal, whatever their last bit
+        sentences.append(f"{name}: the {one} {_verdict(gain)} the {other}: {gain.mean():+.1f} points ({_spread(gain)})")
     return sentences
+
+
+def _spread(gain: np.ndarray) -> str:
+    if np.ptp(gain) == 0:
+        return "one seed: no interval" if len(gain) == 1 else f"the same for all {len(gain)} seeds: no interval"
+    low, high = analysis.interval(gain)
+    return f"95 % interval {low:+.1f} to {high:+.1f} over {len(gain)} seeds"
+
+
+def _verdict(gain: np.ndarray) -> str:
+    if np.ptp(gain) == 0:
+        return "is ahead of" if gain[0] > 0 else "is behind" if gain[0] < 0 else "is no better than"
+    low, high = analysis.interval(gain)
+    return "is better than" if low > 0 else "is worse than" if high < 0 else "is NOT shown to be better than"

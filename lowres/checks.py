@@ -17,10 +17,10 @@ def check_study(study: Study) -> None:
 
 
 def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
-    smallest_pool: dict[tuple[str, str], int] = {}
+    smallest_pool: dict[tuple, int] = {}
     seen = set()
     for _, p in asked:
-        key = (p.task, p.data_dir)
+        key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
         if key not in smallest_pool:
             pool = load_task(*key).pool
             smallest_pool[key] = int(pool["label"].value_counts().min())
@@ -30,6 +30,30 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
         if words not in seen:
             seen.add(words)
             check_words(*words)
+        form = repr(p.model_copy(update={"shots": 1, "seeds": [0], "output_dir": "", "learning_rate": 1.0}))
+        if form not in seen:
+            seen.add(form)
+            check_method(p)
+
+
+def check_method(p: Parameters) -> None:
+    """What a method asks of the model's form: ranks, target modules, layers. Builds the model without its weights."""
+    if hasattr(p, "peft_type"):
+        from lowres import adapters
+
+        adapters.check(p)
+    if hasattr(p, "scoring") and p.scoring == "likelihood":
+        from lowres.likelihood import check_likelihood
+
+        check_likelihood(read_task(p.task))
+    if hasattr(p, "temperature"):
+        from lowres.distillation import check_distillation
+
+        check_distillation(p, read_task(p.task))
+    if hasattr(p, "train_layers"):
+        from lowres import adaptation
+
+        adaptation.check(p)
 
 
 def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:

@@ -63,7 +63,7 @@ def folds(shots: int, labels: int) -> np.ndarray:
     return np.arange(shots) // labels % 2
 
 
-def prepare(teacher, task, p, shots: pd.DataFrame, streams: Streams, pattern: str, words: list[str], room: int = 0) -> Lesson:
+def prepare(teacher, student, task, p, shots: pd.DataFrame, streams: Streams, pattern: str, words: list[str], room: int = 0) -> Lesson:
     """The inputs and the contexts of one trial. `room`: tokens that any other input of the teacher takes.
 
     few-shot inputs see the demonstrations of the other fold only; pool inputs are no shots; so none is its own demonstration.
@@ -71,7 +71,7 @@ def prepare(teacher, task, p, shots: pd.DataFrame, streams: Streams, pattern: st
     """
     few = p.inputs == "few-shot"
     chosen = shots if few else drawn_from_pool(task.pool, shots, p.unlabelled, streams)
-    inputs = encode(teacher, unlabelled(chosen, task.file.text), pattern, p.max_length)
+    inputs = encode(student, unlabelled(chosen, task.file.text), pattern, p.max_length)
     room = max(room, *map(len, bare(teacher, inputs).ids))
     which = np.zeros(len(inputs), int)
     if p.context == "instruction":
@@ -192,6 +192,7 @@ def describe_lesson(teacher, student, words: list[str], lesson: Lesson, temperat
     behind = predict_after(teacher, Verbalizer(teacher, words), shown, lesson.contexts, {"inputs": lesson.which[:most]})["inputs"]
     alone = predict(student, Verbalizer(student, words), few)["inputs"]
     p, q = (F.log_softmax(torch.from_numpy(logits) / temperature, dim=1) for logits in (behind, alone))
-    table = {f"{who}, {word!r}": [f"{x:.3f}" for x in log.exp()[:, i]] for who, log in (("teacher", p), ("student", q)) for i, word in enumerate(words)}
+    columns = [(who, log.exp()[:, i], word) for who, log in (("teacher", p), ("student", q)) for i, word in enumerate(words)]
+    table = {f"{who}, {word!r}": [f"{x:.3f}" for x in column] for who, column, word in columns}
     divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1)
     return pd.DataFrame({**table, "KL, nats": [f"{x:.3f}" for x in divergence]}).rename_axis("input")

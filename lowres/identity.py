@@ -35,6 +35,13 @@ def identity(name: str) -> str | None:
     return f"hub:{repository}@{revision or 'main'}"
 
 
+def weights(parameters) -> str | None:
+    """What all of a run's weights are known by: the model's, and a larger teacher's. None if one of them is not at hand."""
+    names = [parameters.model, *filter(None, [getattr(parameters, "teacher", "")])]
+    found = [identity(name) for name in names]
+    return None if None in found else " taught by ".join(found)
+
+
 def weights_files(folder: Path) -> list[Path]:
     """A model folder's safetensors. Raises BadInput if it has none, or no config."""
     files = sorted(folder.glob("*.safetensors"))

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowres import records
-from lowres.identity import identity
+from lowres.checks import check_method
+from lowres.identity import weights
 from lowres.meters import Meter, flops
 from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
-from lowres.tasks import Task, data_checksums, read_task
+from lowres.tasks import Task, data_checksums, extended_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lowres.training import Training
 
 SCRATCH = "LOWRES_SCRATCH"  # set by the runner: where the record waits until the notebook has ended
+STOP = "LOWRES_STOP"  # set by the runner: a file; once it is there, no trial is begun any more
 PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
 
 
@@ -40,6 +42,11 @@ class Outcome:
     training: "Training"
     logits: dict[str, "np.ndarray"]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
+    evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
+
+
+class Interrupted(Exception):
+    """The runner was asked to stop. What is finished is kept; `lowres run` continues after it."""
 
 
 class Run:
@@ -47,12 +54,12 @@ class Run:
 
     def __init__(self, method: str, parameters: Parameters):
         self.method, self.parameters = method, parameters
-        self.task_file = read_task(parameters.task)
+        self.task_file = extended_task(parameters.task, tuple(parameters.also_evaluate))
         self.folder = located(parameters.output_dir) if parameters.output_dir else None
         self.started = _now()
         self.trials: list[dict[str, Any]] = []
         self.meter = Meter()
-        self.backbone_identity = identity(parameters.model)
+        self.backbone_identity = weights(parameters)
         self.data = data_checksums(self.task_file, parameters.data_dir)
 
     def fingerprint(self, seed: int) -> str:
@@ -74,6 +81,8 @@ class Run:
                 print(f"seed {seed}: finished before, read back")
                 self.trials.append(found)
                 continue
+            if os.environ.get(STOP) and Path(os.environ[STOP]).exists():
+                raise Interrupted(f"before seed {seed}")
             self.meter = Meter()
             with self.meter.phase("trial"):
                 outcome = trial(seed)
@@ -89,6 +98,7 @@ class Run:
     def _described(self, outcome: Outcome, backbone, evaluation: dict) -> dict[str, Any]:
         from lowres.shots import checksum
 
+        evaluation = outcome.evaluation or evaluation
         seconds = dict(self.meter.seconds)
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
@@ -105,7 +115,7 @@ class Run:
             "parameters": total,
             "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
             "tokens": {"training": training.tokens, "evaluation": evaluated_tokens},
-            "flops": flops(total, training.trainable, training.tokens, evaluated_tokens),
+            "flops": flops(total, training.trainable, training.tokens, evaluated_tokens, training.skipped),
             **outcome.extra,
         }
 
@@ -140,6 +150,7 @@ def start(method: str, values: dict[str, Any]) -> Run:
     }
     run = Run(method, validated(method, given, f"notebooks/{method}.ipynb"))
     _check_words(run)
+    check_method(run.parameters)
     return run
 
 
@@ -161,8 +172,8 @@ def stored(parameters: Parameters) -> dict[str, Any]:
     values = parameters.model_dump()
     for key in ("data_dir", "output_dir"):
         values[key] = values[key] and shown(located(values[key]))
-    for key in ("model", "task"):
-        if located(values[key]).exists():
+    for key in ("model", "task", "teacher"):
+        if values.get(key) and located(values[key]).exists():
             values[key] = shown(located(values[key]))
     return values
 

@@ -24,7 +24,7 @@ Head = Literal["verbalizer", "classifier"]
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
 PEFT_TYPES = (
     "LORA", "BITFIT", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LN_TUNING", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA",
-    "FOURIERFT", "VBLORA", "MISS", "RANDLORA", "ROAD", "HIRA", "SHIRA", "C3A", "WAVEFT", "OSF", "DELORA", "GRALORA",
+    "FOURIERFT", "VBLORA", "MISS", "RANDLORA", "ROAD", "HIRA", "C3A", "WAVEFT", "OSF", "DELORA", "GRALORA",
 )
 
 
@@ -48,6 +48,7 @@ class Parameters(BaseModel):
     shots: int = Field(16, ge=1, description="labelled examples per class")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="one trial each")
     max_length: int = Field(128, ge=8, description="tokens of an input; the longest text column of a longer one is cut")
+    also_evaluate: list[str] = Field([], description="other tasks to predict besides, out of domain: as many labels and text columns")
     evaluation_rows: int = Field(200, ge=0, description="rows per evaluation set, one fixed stratified choice; 0: all")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it is native")
     device: str = Field("auto", description="auto: the first GPU, else the CPU")
@@ -107,7 +108,7 @@ class Adaptive(Trained):
     corpus_steps: int = Field(50, ge=1, description="corpus: optimizer steps of language modelling, batch_size texts each")
     corpus_learning_rate: float = Field(5.0e-5, gt=0, description="corpus: peak of its own schedule")
     corpus_rows: int = Field(1000, ge=1, description="corpus: unlabelled texts of the pool that are read")
-    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' frozen layers (wants adapt layers, head classifier, layer_decay 1.0)")
+    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' layers (wants head classifier, layer_decay 1.0)")
 
     @field_validator("head")
     @classmethod
@@ -202,7 +203,7 @@ class Distillation(Trained):
     context: Literal["demonstrations", "instruction"] = Field("demonstrations", description="what the teacher sees and the student does not")
     demonstrations: CountOrAll = Field("all", description="of each class in a context, as many as fit; all: all the shots")
     inputs: Literal["few-shot", "pool"] = Field("few-shot", description="what is learnt on: the shots' own texts in two folds, or other texts")
-    unlabelled: int = Field(256, ge=1, description="texts drawn from the pool, for inputs = pool")
+    unlabelled: int = Field(256, ge=1, description="texts drawn from the pool when inputs is pool")
     top_k: int = Field(0, ge=0, description="distil the teacher's k likeliest tokens and the rest; 0: the label words alone")
     temperature: float = Field(1.0, gt=0, description="of teacher and student; the loss is times its square")
     teacher: str = Field("", description="another, larger model with the same tokenizer; empty: the backbone itself")
@@ -238,7 +239,9 @@ class Distillation(Trained):
         return value
 
 
-METHODS: dict[str, type[Parameters]] = {"vanilla": Vanilla, "pbft": PBFT, "adaptive": Adaptive, "lora": LoRA, "in_context": InContext, "distillation": Distillation}
+METHODS: dict[str, type[Parameters]] = {
+    "vanilla": Vanilla, "pbft": PBFT, "adaptive": Adaptive, "lora": LoRA, "in_context": InContext, "distillation": Distillation,
+}
 
 # Parameters that say where and on what to compute, not what: they change no result that is compared.
 WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision"}

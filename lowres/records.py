@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,34 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, data: dict[str, str], backbone: str) -> str:
-    """Names a trial by all that changes its result: parameters, seed, task file, data, weights, RESULTS_VERSION."""
-    asked = {key: value for key, value in parameters.model_dump().items() if key not in WHEREABOUTS | {"model", "task"}}
+def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task: TaskFile, data: dict[str, str], backbone: str) -> dict[int, str]:
+    """Names trials, by seed, by all that changes their results: parameters, seed, task file, data, weights, RESULTS_VERSION."""
     content = {
-        "method": method, "parameters": asked, "seed": seed, "task": task.model_dump(exclude={"description", "show_rows"}),
+        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | {"model", "task"}), "task": _content(task),
         "data": data, "backbone": backbone, "results_version": RESULTS_VERSION,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    common = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    marks = {}
+    for seed in seeds:
+        digest = common.copy()
+        digest.update(f"seed {seed}".encode())
+        marks[seed] = digest.hexdigest()[:24]
+    return marks
+
+
+def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, data: dict[str, str], backbone: str) -> str:
+    """One trial's."""
+    return fingerprints(method, parameters, [seed], task, data, backbone)[seed]
+
+
+def _content(task: TaskFile) -> str:
+    """A task file's checksum. Computed once: a study has a few tasks and thousands of runs."""
+    if id(task) not in _contents:  # the task is kept with it, so that its id stays its own
+        _contents[id(task)] = (task, hashlib.sha256(json.dumps(task.model_dump(exclude={"description", "show_rows"}), sort_keys=True).encode()).hexdigest())
+    return _contents[id(task)][1]
+
+
+_contents: dict[int, tuple[TaskFile, str]] = {}
 
 
 def write_trial(folder: Path, trial: dict[str, Any], predictions: "pd.DataFrame") -> None:

@@ -6,11 +6,10 @@ place, so a variation (three labels instead of two) is a few lines.
 
 from __future__ import annotations
 
-import hashlib
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,12 +17,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lowres.errors import BadInput, near
 from lowres.parameters import ROOT, checked, located, read_yaml, shown
+from lowres.sources import find, from_hub, generated, read_table, sha256, verified
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMATS = ("tsv", "csv", "jsonl", "parquet")
-
 
 def _inside_the_folder(path: str) -> str:
     if Path(path).is_absolute() or ".." in Path(path).parts:
@@ -59,6 +56,7 @@ class EvaluationSet(Source):
 
     domain: Literal["in", "out"]
     break_down_by: list[str] = []
+    task: str = ""  # another task, whose columns and labels these rows have; filled in by `also_evaluate`
 
 
 class TaskFile(BaseModel):
@@ -150,19 +148,41 @@ def read_task(name: str) -> TaskFile:
     return checked(TaskFile, content, shown(path))
 
 
-def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0) -> Task:
+@lru_cache(maxsize=None)
+def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
+    """A task with the evaluation sets of others beside its own, out of domain. Raises BadInput if their forms differ."""
+    spec = read_task(name)
+    sets = dict(spec.evaluation)
+    for other in map(read_task, also_evaluate):
+        if (len(other.labels), len(other.text)) != (len(spec.labels), len(spec.text)):
+            raise BadInput(
+                f"{spec.name}: also_evaluate: {other.name!r} has {len(other.labels)} labels and {len(other.text)} text columns, "
+                f"not {len(spec.labels)} and {len(spec.text)}"
+            )
+        for set_name, rows in other.evaluation.items():
+            sets[f"{other.name}.{set_name}"] = rows.model_copy(update={"task": other.name, "domain": "out"})
+    return spec.model_copy(update={"evaluation": sets}) if also_evaluate else spec
+
+
+def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_evaluate: Sequence[str] = ()) -> Task:
     """Reads a task's rows. Raises BadInput for a missing file or column, an unknown label, a wrong checksum.
+
+    With `also_evaluate`, the evaluation sets of other tasks join, their labels and text columns matched by position; rows of
+    theirs that stand in the pool are dropped, so that the pool, and with it the draw, stays the task's own.
 
     Rows of the pool that also stand in an evaluation set are dropped, and so are its repeats (all of them where their
     labels disagree); `notes` says how many. An evaluation set is cut to `evaluation_rows` by one fixed choice, stratified by label
     and break-down columns.
     """
-    spec = read_task(name)
+    spec = extended_task(name, tuple(also_evaluate))
     task = Task(spec, pool=None, evaluation={})
     for set_name, source in spec.evaluation.items():
         task.evaluation[set_name] = _rows(spec, set_name, source, data_dir, task)
     pool = _rows(spec, "pool", spec.pool, data_dir, task)
     task.pool = _cleaned(pool, task)
+    for set_name in set(task.evaluation) - set(read_task(name).evaluation):
+        others = task.evaluation[set_name]
+        task.evaluation[set_name] = others.loc[~_key(others, spec.text).isin(set(_key(task.pool, spec.text)))]
     for set_name, rows in task.evaluation.items():
         task.evaluation[set_name] = capped(rows, evaluation_rows, [by for by in spec.evaluation[set_name].break_down_by if by != "label"])
     return task
@@ -170,10 +190,14 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0) -> Task:
 
 def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
     """What identifies a folder's data: the checksums that the task file declares, else those of the files at hand."""
-    if spec.embedded or not data_dir:
+    if not data_dir:
         return {}
-    files = [file for source in (spec.pool, *spec.evaluation.values()) for file in source.files]
-    return {file: spec.checksums.get(file) or _sha256(_find(spec, file, data_dir)) for file in files}
+    found = {}
+    for source in (spec.pool, *spec.evaluation.values()):
+        owner = read_task(source.task) if getattr(source, "task", "") else spec
+        for file in () if owner.embedded else source.files:
+            found[file] = owner.checksums.get(file) or sha256(find(owner, file, data_dir))
+    return found
 
 
 def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame":
@@ -188,20 +212,29 @@ def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame"
     return rows.loc[sorted(in_order[((np.arange(most) + 0.5) * len(rows) / most).astype(int)])]
 
 
+def _key(rows: "pd.DataFrame", text: list[str]) -> "pd.Series":
+    """What makes two rows the same text."""
+    return rows[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1)
+
+
 def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> "pd.DataFrame":
     import pandas as pd
 
+    if getattr(source, "task", ""):
+        other = read_task(source.task)
+        rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task)
+        return rows.rename(columns=dict(zip(other.text, spec.text)))
     if spec.embedded:
-        frame, where = _generated(spec.embedded)[set_name], f"{spec.name} ({set_name})"
+        frame, where = generated(spec.embedded)[set_name], f"{spec.name} ({set_name})"
     elif data_dir:
-        paths = [_find(spec, file, data_dir) for file in source.files]
+        paths = [find(spec, file, data_dir) for file in source.files]
         if not paths:
             raise BadInput(f"{spec.name}: {set_name}: the task file names no file, so data_dir cannot be used")
         for file, path in zip(source.files, paths):
-            task.checksums[file] = _verified(spec, file, path)
-        frame, where = pd.concat([_read_table(path) for path in paths], ignore_index=True), shown(paths[0])
+            task.checksums[file] = verified(spec, file, path)
+        frame, where = pd.concat([read_table(path) for path in paths], ignore_index=True), shown(paths[0])
     elif source.hub:
-        frame, where = _from_hub(source.hub), f"{source.hub.id} ({source.hub.split})"
+        frame, where = from_hub(source.hub), f"{source.hub.id} ({source.hub.split})"
         task.checksums[f"{source.hub.id}@{source.hub.revision}:{source.hub.split}"] = "hub"
     else:
         raise BadInput(f"{spec.name}: {set_name}: the task file names no hub source: give data_dir")
@@ -232,11 +265,9 @@ def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str,
 
 
 def _cleaned(pool: "pd.DataFrame", task: Task) -> "pd.DataFrame":
-    text = task.file.text
-    key = pool[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1)
-    evaluated = set()
-    for rows in task.evaluation.values():
-        evaluated |= set(rows[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1))
+    key = _key(pool, task.file.text)
+    own = [name for name, rows in task.file.evaluation.items() if not rows.task]
+    evaluated = {text for name in own for text in _key(task.evaluation[name], task.file.text)}
     leaked = key.isin(evaluated)
     conflicting = pool["label"].groupby(key).transform("nunique") > 1
     repeated = key.duplicated() & ~conflicting
@@ -245,51 +276,3 @@ def _cleaned(pool: "pd.DataFrame", task: Task) -> "pd.DataFrame":
         f"{(conflicting & ~leaked).sum()} repeats whose labels disagree, {(repeated & ~leaked).sum()} other repeats"
     )
     return pool.loc[~(leaked | conflicting | repeated)]
-
-
-@lru_cache(maxsize=None)
-def _generated(module: str) -> dict[str, "pd.DataFrame"]:
-    return import_module(f"lowres.{module}").generate()
-
-
-def _find(spec: TaskFile, file: str, data_dir: str) -> Path:
-    base = located(data_dir) / file
-    found = [path for ending in FORMATS if (path := base.with_name(f"{base.name}.{ending}")).is_file()]
-    if not found:
-        raise BadInput(f"data_dir: {shown(data_dir)!r} has no {file}.{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs")
-    return found[0]
-
-
-def _verified(spec: TaskFile, file: str, path: Path) -> str:
-    found = _sha256(path)
-    if spec.checksums.get(file, found) != found:
-        raise BadInput(f"{shown(path)}: checksums: the file's is {found}, the task {spec.name!r} declares {spec.checksums[file]}")
-    return found
-
-
-@lru_cache(maxsize=None)
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read_table(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False)
-    # A tab-separated file quotes nothing (quoting=3), and 'NA' is a word; a comma-separated one quotes as usual.
-    options = {"sep": "\t", "quoting": 3} if path.suffix == ".tsv" else {}
-    return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
-
-
-def _from_hub(hub: Hub) -> "pd.DataFrame":
-    from datasets import ClassLabel, load_dataset
-
-    data = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
-    frame = data.to_pandas()
-    for column, feature in data.features.items():
-        if isinstance(feature, ClassLabel):  # numbers on the hub: their names are what a task file speaks of
-            frame[column] = frame[column].map(lambda i, feature=feature: feature.names[i] if i >= 0 else "unlabelled")
-    return frame

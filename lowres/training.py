@@ -21,6 +21,7 @@ class Training:
     learning_rates: list[float] = field(default_factory=list)
     tokens: int = 0
     trainable: int = 0
+    skipped: int = 0  # weights below the lowest that trains: no gradient passes through them
     cut: int = 0  # texts that were too long
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lowres.adapters import attach
 from lowres.backbones import load_backbone
 from lowres.batches import encode, pack
+from lowres.beside import compared, side_by_side
 from lowres.distillation import (
     CodedStudent,
     DistilledVerbalizer,
@@ -264,6 +265,34 @@ def test_the_lesson_shown_is_the_divergence_by_hand(backbone, task):
     np.testing.assert_allclose(table["KL, nats"].astype(float), (p * np.log(p / q)).sum(1), atol=5e-3)
     alone = predict(backbone, Verbalizer(backbone, WORDS), {"a": lesson.inputs})["a"][:4]
     np.testing.assert_allclose(q[:, 0], 1 / (1 + np.exp((alone[:, 1] - alone[:, 0]) / 2)), atol=1e-3)
+
+
+def trial_with(own: float, **also: float) -> dict:
+    """A trial of which only accuracies matter here."""
+    scores = {"domain": "in", "mcc": 0.0, "macro_f1": 0.0, "n": 10, "constant": 0.5, "commonest_prediction": 0.5, "by": {}}
+    result = lambda value: {"sets": {"a": {**scores, "accuracy": value}}, "outcome_sha256": str(value)}
+    rest = {"seed": 0, "seconds": {"train": 1.0}, "memory": {"resident": 1.0}, "trainable": 1, "losses": []}
+    return {**rest, **result(own), "also": {who.replace("_", " "): result(value) for who, value in also.items()}}
+
+
+@pytest.mark.parametrize("teacher, verdict", [
+    ([0.8, 0.81, 0.82], "is better than"), ([0.2, 0.21, 0.22], "is worse than"), ([0.2, 0.5, 0.9], "is NOT shown to be better than"),
+    ([0.6, 0.6, 0.6], "is ahead of"), ([0.5, 0.5, 0.5], "is no better than"), ([0.4], "is behind"),
+])
+def test_the_teacher_is_compared_with_the_untrained_student_by_seed(teacher, verdict):
+    trials = [trial_with(0.7, teacher=accuracy, student_before=0.5) for accuracy in teacher]
+    [sentence] = compared(trials, "teacher", "student before")
+    assert f"the teacher {verdict} the student before" in sentence
+    assert ("no interval" in sentence) == (len(set(teacher)) == 1)
+    assert compared(trials, "student after", "student before")[0].startswith("a: the student after is ahead of")
+
+
+def test_results_stand_side_by_side_and_copies_are_one_trial():
+    trials = [trial_with(0.7, teacher=0.6, student_before=0.5), trial_with(0.8, teacher=0.9, student_before=0.5)]
+    table = side_by_side(trials, own="student after").set_index("who")
+    assert list(table.index) == ["teacher", "student before", "student after"]
+    assert table["trials (distinct)"].tolist() == ["2 (2)", "1 (1)", "2 (2)"]
+    assert table.loc["student before", "accuracy, % [95 % interval]"] == "50.0 [one trial]"
 
 
 @pytest.mark.parametrize("values, words", [

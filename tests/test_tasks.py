@@ -121,3 +121,17 @@ def test_the_paper_s_in_domain_set_has_the_same_pool_and_so_the_same_shots(real_
 def test_hans_is_capped_by_heuristic_and_label(real_data):
     hans = load_task("mnli", real_data, 600).evaluation["hans"]
     assert hans.groupby(["heuristic", "gold"]).size().eq(100).all()
+
+
+def test_a_set_of_another_task_is_read_with_its_own_labels_in_order(real_data):
+    both = load_task("grammar", real_data, 100, also_evaluate=["cola"])
+    assert set(both.evaluation) == {"in_domain", "out_of_domain", "cola.in_domain", "cola.out_of_domain"}
+    assert both.file.evaluation["cola.in_domain"].domain == "out"
+    alone = load_task("cola", real_data, 100).evaluation["in_domain"]
+    assert list(both.evaluation["cola.in_domain"]["label"]) == list(alone["label"])
+    assert both.pool.equals(load_task("grammar").pool)
+
+
+def test_tasks_of_another_form_cannot_be_evaluated_besides():
+    with pytest.raises(BadInput, match="grammar: also_evaluate: 'entailment' has 2 labels and 2 text columns, not 2 and 1"):
+        load_task("grammar", also_evaluate=["entailment"])

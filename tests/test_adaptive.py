@@ -1,0 +1,393 @@
+"""Choosing the pattern, training the top layers, reading the corpus: each held against something computed another way."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import save_model
+from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig
+
+from lowres import adaptation
+from lowres.adaptation import above_layers, frozen, layer_groups, layer_stack, read_corpus, text_loss, top_layers
+from lowres.backbones import load_backbone
+from lowres.batches import encode
+from lowres.checks import check_method
+from lowres.errors import BadInput
+from lowres.heads import Classifier, Verbalizer
+from lowres.parameters import validated
+from lowres.pattern_choice import choose, search, stratified_folds
+from lowres.shots import Streams, draw
+from lowres.tasks import Task, load_task
+from lowres.training import linear_schedule, steps, train, warmup_steps
+
+
+def parameters(model="smollm2-135m", **given):
+    return validated("adaptive", {"model": str(model), **given}, "test")
+
+
+def backbone_of(folder):
+    return load_backbone(str(folder), device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("grammar", "", 20)
+
+
+def weights_of(backbone):
+    return {name: weight.detach().clone() for name, weight in backbone.model.named_parameters()}
+
+
+def inputs_of(backbone, task, shots=4, seed=0):
+    return encode(backbone, draw(task.pool, shots, seed), task.file.pick("patterns", ""), 64)
+
+
+# --- pattern -----------------------------------------------------------------------------------------------------------------------
+
+def independent_score(folder, backbone, rows, labels, pattern, words):
+    """The calibrated log-probability of gold labels, one text at a time through transformers' own forward pass and softmax."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = [backbone.tokenize([word])[0][0] for word in words]
+
+    def probabilities(text):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([backbone.prefix + backbone.tokenize([text])[0]])).logits[0, -1]
+        return logits.softmax(0)[ids]
+
+    free = probabilities(pattern.format(sentence="N/A"))
+    scores = []
+    for sentence, label in zip(rows, labels):
+        share = probabilities(pattern.format(sentence=sentence)) / free
+        scores.append((share / share.sum())[label].log().item())
+    return np.array(scores)
+
+
+def test_scores_are_the_calibrated_likelihood(tiny_llama, task):
+    backbone = backbone_of(tiny_llama)
+    shots = draw(task.pool, 4, 0)
+    choice = choose(backbone, task.file, shots, parameters(tiny_llama), Streams(0))
+    for candidate in (choice.ranking[0], choice.ranking[-1], choice.default):
+        if candidate.label_words == "searched":  # scored with other words on each fold
+            continue
+        expected = independent_score(
+            tiny_llama, backbone, shots["sentence"], shots["label"], task.file.patterns[candidate.pattern], candidate.words
+        )
+        np.testing.assert_allclose(candidate.scores, expected, atol=1e-4)
+    assert [candidate.score for candidate in choice.ranking] == sorted((c.score for c in choice.ranking), reverse=True)
+
+
+def test_candidates_are_the_task_files_patterns_and_words(tiny_opt, task):
+    backbone = backbone_of(tiny_opt)
+    shots = draw(task.pool, 2, 0)
+    choice = choose(backbone, task.file, shots, parameters(tiny_opt, search_words=0), Streams(0))
+    patterns = [name for name in task.file.patterns if name not in ("plain", "as_coded")]
+    assert {(c.pattern, c.label_words) for c in choice.ranking} == {(a, b) for a in patterns for b in task.file.label_words}
+    assert len(patterns) >= 6 and len(task.file.label_words) >= 4
+    assert (choice.default.pattern, choice.default.label_words) == ("question_mark", "yes_no")
+    searched = choose(backbone, task.file, shots, parameters(tiny_opt, search_words=5), Streams(0))
+    assert len(searched.ranking) == len(choice.ranking) + len(patterns)
+
+
+def test_one_forward_pass_a_pattern(tiny_opt, task, monkeypatch):
+    backbone = backbone_of(tiny_opt)
+    passes = []
+    hidden = type(backbone).hidden
+    monkeypatch.setattr(type(backbone), "hidden", lambda self, *args: passes.append(1) or hidden(self, *args))
+    choose(backbone, task.file, draw(task.pool, 8, 0), parameters(tiny_opt), Streams(0))
+    assert len(passes) == 6
+
+
+def test_the_default_stays_unless_the_gain_exceeds_its_error(tiny_opt, task):
+    backbone = backbone_of(tiny_opt)
+    changed = 0
+    for seed in range(6):
+        shots = draw(task.pool, 16, seed)
+        choice = choose(backbone, task.file, shots, parameters(tiny_opt), Streams(seed))
+        better = []
+        for candidate in choice.ranking:
+            gains = candidate.scores - choice.default.scores
+            error = gains.std(ddof=1) / np.sqrt(32)
+            assert candidate.gain == pytest.approx(gains.mean()) and candidate.error == pytest.approx(error)
+            better += [candidate] if gains.mean() > error else []
+        assert choice.chosen is (better[0] if better else choice.default)
+        changed += choice.chosen is not choice.default
+        few = choose(backbone, task.file, draw(task.pool, 8, seed), parameters(tiny_opt), Streams(seed))
+        assert few.chosen is few.default and "fewer than 16" in few.reason
+    assert changed  # else this test has tried only one branch
+    always = [choose(backbone, task.file, draw(task.pool, 8, s), parameters(tiny_opt, choose_always=True), Streams(s)) for s in range(6)]
+    assert any(choice.chosen is not choice.default for choice in always)
+
+
+def test_the_choice_sees_the_shots_and_nothing_else(tiny_opt, task):
+    backbone = backbone_of(tiny_opt)
+    p = parameters(tiny_opt, choose_always=True)
+    shots = draw(task.pool, 16, 3)
+    first = choose(backbone, task.file, shots, p, Streams(3)).record()
+    rest = ~task.pool.index.isin(shots.index)
+    spoilt = task.pool.copy()
+    spoilt.loc[rest, "label"] = np.random.default_rng(0).permutation(spoilt.loc[rest, "label"].to_numpy())
+    spoilt.loc[rest, "sentence"] = "Something else altogether."
+    assert choose(backbone, task.file, spoilt.loc[shots.index], p, Streams(3)).record() == first
+    turned = shots.assign(label=1 - shots["label"])  # whereas the shots' own labels matter
+    assert choose(backbone, task.file, turned, p, Streams(3)).record() != first
+
+
+def test_words_are_searched_without_the_fold_they_are_scored_on(tiny_opt, task, monkeypatch):
+    backbone = backbone_of(tiny_opt)
+    shots, seen = draw(task.pool, 8, 0), []
+    monkeypatch.setattr("lowres.pattern_choice.search", lambda log_probs, labels, *rest: seen.append(len(labels)) or search(log_probs, labels, *rest))
+    choose(backbone, task.file, shots, parameters(tiny_opt), Streams(0))
+    assert seen == [12, 12, 12, 12, 16] * 6  # four folds of 4 held out, then, for use, all; for each pattern
+    folds = stratified_folds(shots["label"].to_numpy(), Streams(0).folds)
+    assert pd.crosstab(folds, shots["label"].to_numpy()).to_numpy().tolist() == [[2, 2]] * 4
+
+
+def test_a_word_that_tells_the_labels_apart_is_found(tiny_opt):
+    tokenizer = backbone_of(tiny_opt).tokenizer
+    no, yes, good = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" No", " Yes", " good"))
+    logits = torch.zeros(6, len(tokenizer))
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    logits[:, good] = 5.0  # likely everywhere, so it says nothing
+    logits[labels == 0, no], logits[labels == 1, no] = 4.0, 1.0
+    logits[labels == 1, yes], logits[labels == 0, yes] = 4.0, 1.0
+    assert search(logits.log_softmax(1), labels, tokenizer, 3) == [no, yes]
+    assert search(logits.log_softmax(1), labels, tokenizer, 1) == [good, yes]  # only the likeliest is looked at, and serves one label
+
+
+def test_equal_candidates_are_chosen_in_the_files_order(tiny_opt, task):
+    backbone = backbone_of(tiny_opt)
+    twin = task.file.model_copy(update={"label_words": {"a": task.file.label_words["good"], "b": task.file.label_words["good"]}})
+    choice = choose(backbone, twin, draw(task.pool, 16, 0), parameters(tiny_opt, search_words=0, choose_always=True), Streams(0))
+    assert [c.label_words for c in choice.ranking] == ["a", "b"] * 6
+
+
+def test_words_that_the_tokenizer_cannot_say_are_left_out_and_told(tiny_opt, task):
+    backbone = backbone_of(tiny_opt)
+    words = {**task.file.label_words, "long": {"unacceptable": " unutterable", "acceptable": " Yes"}}
+    choice = choose(backbone, task.file.model_copy(update={"label_words": words}), draw(task.pool, 2, 0), parameters(tiny_opt), Streams(0))
+    assert "long" not in {c.label_words for c in choice.ranking} and "unutterable" in choice.skipped[0]
+
+
+# --- layers ------------------------------------------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(("config", "kind", "count"), [
+    (GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=50), "GPT2Block", 3),
+    (GPTNeoXConfig(**SMALL), "GPTNeoXLayer", 3),
+    (GemmaConfig(**SMALL, num_key_value_heads=4, head_dim=8), "GemmaDecoderLayer", 3),
+    (MixtralConfig(**SMALL, num_key_value_heads=4, num_local_experts=8), "MixtralDecoderLayer", 3),  # more experts than layers
+])
+def test_layers_are_found_by_structure(config, kind, count):
+    layers = layer_stack(AutoModelForCausalLM.from_config(config).base_model)
+    assert len(layers) == count and {type(layer).__name__ for layer in layers} == {kind}
+
+
+def test_a_model_without_layers_is_told():
+    with pytest.raises(BadInput, match="Linear has no stack of layers"):
+        layer_stack(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("layers", "default"), [(1, 1), (3, 1), (6, 1), (12, 2), (24, 4), (30, 5)])
+def test_the_top_sixth_trains_by_default(layers, default):
+    assert top_layers(layers, 0) == default and top_layers(layers, 1) == 1
+
+
+@pytest.mark.parametrize(("fixture", "above"), [("tiny_opt", "LayerNorm"), ("tiny_opt_post_norm", "Linear"), ("tiny_llama", "LlamaRMSNorm")])
+def test_what_stands_above_the_layers_is_found(request, fixture, above):
+    assert [type(module).__name__ for module in above_layers(backbone_of(request.getfixturevalue(fixture)))] == [above]
+
+
+def test_rates_follow_the_formula_and_reach_the_optimizer(tiny_model, task):
+    """Read off the weights: where the gradient stays the same, AdamW's first real step moves a weight by its learning rate."""
+    backbone = backbone_of(tiny_model)
+    for module in backbone.model.modules():
+        if isinstance(module, torch.nn.Dropout) or hasattr(module, "dropout"):
+            module.p = module.dropout = 0.0
+    p = parameters(tiny_model, adapt="layers", train_layers=3, layer_decay=0.5, learning_rate=1e-3, epochs=2, warmup_ratio=0.5)
+    head = Classifier(backbone, 2, 0)
+    groups = layer_groups(backbone, head, p)
+    assert [(group["name"], group["lr"]) for group in groups] == [
+        ("layer 1", 2.5e-4), ("layer 2", 5e-4), ("layer 3", 1e-3), ("above the layers", 1e-3)
+    ]
+    before = weights_of(backbone)
+    start = head.weight.detach().clone()
+    training = train(backbone, head, inputs_of(backbone, task), p, Streams(0), groups)  # a step at rate 0, then one at full rate
+    assert training.learning_rates == [0.0, 1e-3]
+    for depth, layer in enumerate(reversed(layer_stack(backbone.model.base_model))):
+        names = [name for name, weight in backbone.model.named_parameters() if any(weight is own for own in layer.parameters())]
+        moved = max((backbone.model.get_parameter(name) - before[name]).abs().max().item() for name in names)
+        assert moved == pytest.approx(1e-3 * 0.5**depth, rel=0.02)
+    assert (head.weight - start).abs().max().item() == pytest.approx(1e-3, rel=0.02)
+
+
+@pytest.mark.parametrize("head_type", ["classifier", "verbalizer"])
+def test_only_the_top_moves_and_nothing_is_computed_below(tiny_model, task, head_type):
+    backbone = backbone_of(tiny_model)
+    p = parameters(tiny_model, adapt="layers", head=head_type, learning_rate=1e-2, epochs=3)
+    head = Classifier(backbone, 2, 0) if head_type == "classifier" else Verbalizer(backbone, [" No", " Yes"])
+    groups = layer_groups(backbone, head, p)
+    before, layers = weights_of(backbone), layer_stack(backbone.model.base_model)
+    reached = []  # whether the output of a layer asks for a gradient, that is, for one to be computed through it
+    hooks = [layer.register_forward_hook(lambda _, __, out: reached.append((out[0] if isinstance(out, tuple) else out).requires_grad))
+             for layer in layers]
+    training = train(backbone, head, inputs_of(backbone, task), p, Streams(0), groups)
+    for hook in hooks:
+        hook.remove()
+    assert reached[:3] == [False, False, True]
+    top = [weight for module in (layers[-1], *above_layers(backbone)) for weight in module.parameters()]
+    for name, weight in backbone.model.named_parameters():
+        assert torch.equal(weight, before[name]) != any(weight is own for own in top) or "k_proj.bias" in name, name
+    own = sum(weight.numel() for weight in head.parameters())
+    assert training.trainable == sum(weight.numel() for weight in top) + own
+    assert frozen(backbone) == backbone.parameters() - sum(weight.numel() for weight in top)
+    backbone.restore()
+    assert frozen(backbone) == 0 and all(torch.equal(weight, before[name]) for name, weight in backbone.model.named_parameters())
+
+
+def test_a_head_of_its_own_trains_with_the_verbalizer(tmp_path):
+    config = LlamaConfig(**{**SMALL, "num_key_value_heads": 2}, max_position_embeddings=128, tie_word_embeddings=False, pad_token_id=1)
+    backbone = backbone_of(save_model(tmp_path / "untied", config, prefix=False))
+    p = parameters(backbone.name, adapt="layers")
+    layer_groups(backbone, Verbalizer(backbone, [" No", " Yes"]), p)
+    assert backbone.output.requires_grad and not backbone.model.get_input_embeddings().weight.requires_grad
+    layer_groups(backbone, Classifier(backbone, 2, 0), p)
+    assert not backbone.output.requires_grad
+
+
+# --- corpus ------------------------------------------------------------------------------------------------------------------------
+
+def learnable(task, rows=300):
+    """A corpus in which every word but one decides the next."""
+    sentences = [f"The {noun} praised the {noun} , and the {noun} slept ." for noun in ("doctor", "pilot", "nurse", "artist")]
+    pool = pd.DataFrame({"sentence": [sentences[i % 4] for i in range(rows)], "label": [i % 2 for i in range(rows)]})
+    return Task(task.file, pool, {})
+
+
+def test_reading_lowers_the_loss_on_held_out_text(tiny_model, task):
+    backbone = backbone_of(tiny_model)
+    p = parameters(tiny_model, adapt="corpus", corpus_steps=30, corpus_learning_rate=1e-2, corpus_rows=64, batch_size=8)
+    reading = read_corpus(backbone, learnable(task), p, Streams(0))
+    assert reading.after < 0.6 * reading.before
+    assert (reading.texts, reading.held_out, len(reading.losses)) == (64, 60, 30)
+
+
+def test_no_label_is_read_and_a_reading_repeats(tiny_llama, task):
+    backbone = backbone_of(tiny_llama)
+    p = parameters(tiny_llama, adapt="corpus", corpus_steps=3, corpus_rows=50)
+    corpus, results = learnable(task), []
+    for labels in (corpus.pool["label"], np.random.default_rng(1).permutation(corpus.pool["label"]), "never read"):
+        backbone.restore()
+        torch.manual_seed(len(results))  # what else ran before does not matter
+        reading = read_corpus(backbone, Task(task.file, corpus.pool.assign(label=labels), {}), p, Streams(0))
+        results.append((reading.record(), torch.cat([weight.flatten() for weight in backbone.model.parameters()]).detach().clone()))
+    assert results[0][0] == results[1][0] == results[2][0]
+    assert torch.equal(results[0][1], results[1][1]) and torch.equal(results[0][1], results[2][1])
+
+
+def test_held_out_texts_are_never_read(tiny_opt, task, monkeypatch):
+    seen = {"held out": [], "read": []}
+    monkeypatch.setattr(adaptation, "text_loss", lambda backbone, ids: seen["held out"].append({tuple(text) for text in ids}) or 0.0)
+    batches = adaptation._endless
+    monkeypatch.setattr(adaptation, "_endless", lambda texts, *rest: seen["read"].extend(map(tuple, texts)) or batches(texts, *rest))
+    reading = read_corpus(backbone_of(tiny_opt), task, parameters(tiny_opt, adapt="corpus", corpus_steps=1, corpus_rows=3000), Streams(0))
+    before, after = seen["held out"]
+    assert before == after and len(before) == reading.held_out == 200
+    assert len(seen["read"]) == len(set(seen["read"])) == reading.texts == len(task.pool) - 200
+    assert not before & set(seen["read"])
+
+
+def test_the_loss_is_transformers_own(tiny_model, task):
+    backbone = backbone_of(tiny_model)
+    ids = inputs_of(backbone, task).ids
+    total, tokens = 0.0, 0
+    for text in ids:
+        with torch.no_grad():
+            total += backbone.model(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss.item() * (len(text) - 1)
+        tokens += len(text) - 1
+    assert text_loss(backbone, ids) == pytest.approx(total / tokens, rel=1e-5)
+
+
+# --- parameters, fidelities, bad input ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"head": "classifier"}, "head: 'classifier' is not accepted: adapt = pattern chooses"),
+    ({"adapt": "patern"}, "adapt: 'patern'"),
+    ({"layer_decay": 0.0}, "layer_decay: 0.0"),
+    ({"fidelity": "as_coded"}, "the authors ran adapt 'layers', not 'pattern'; head 'classifier', not 'verbalizer'; layer_decay 1.0, not 0.95"),
+    ({"fidelity": "as_coded", "adapt": "corpus", "head": "classifier", "layer_decay": 1.0}, "the authors ran adapt 'layers', not 'corpus'"),
+    ({"fidelity": "as_coded", "adapt": "layers", "head": "classifier", "layer_decay": 1.0, "train_layers": 3}, "train_layers 0, not 3"),
+])
+def test_bad_input_is_told_by_the_schema(given, said):
+    with pytest.raises(BadInput, match=said):
+        parameters(**given)
+
+
+def test_too_many_layers_are_told_before_weights_are_read(tiny_opt):
+    check_method(parameters(tiny_opt, adapt="layers", train_layers=3))
+    with pytest.raises(BadInput, match="train_layers: 4 is more than the 3 layers"):
+        check_method(parameters(tiny_opt, adapt="layers", train_layers=4))
+
+
+def test_a_pool_too_small_to_hold_any_text_out_is_told(tiny_opt, task):
+    with pytest.raises(BadInput, match="the pool has 4 texts"):
+        read_corpus(backbone_of(tiny_opt), learnable(task, 4), parameters(tiny_opt, adapt="corpus"), Streams(0))
+
+
+CODED = {"fidelity": "as_coded", "adapt": "layers", "head": "classifier", "layer_decay": 1.0}
+
+
+@pytest.mark.parametrize(("shots", "total", "warmup"), [(2, 40, 0), (128, 320, 32)])
+def test_the_authors_schedule_by_hand(shots, total, warmup):
+    p = parameters(**CODED, shots=shots)
+    examples = 2 * shots
+    assert steps(examples, p) == total == -(-examples // 32) * 40
+    assert warmup_steps(examples, p) == warmup == int(0.1 * (examples // 32) * 40)
+    factor = linear_schedule(examples, p)
+    for step in range(total):
+        expected = step / warmup if step < warmup else (total - step) / (total - warmup)
+        assert factor(step) == pytest.approx(expected)
+
+
+def test_as_coded_is_one_rate_and_as_described_is_not(tiny_opt, task):
+    backbone, losses = backbone_of(tiny_opt), {}
+    for fidelity in ("as_coded", "as_described"):
+        for decay in (1.0, 0.95):
+            if (fidelity, decay) == ("as_coded", 0.95):
+                continue
+            p = parameters(tiny_opt, **{**CODED, "fidelity": fidelity, "layer_decay": decay}, train_layers=0, epochs=4)
+            backbone.restore()
+            head = Classifier(backbone, 2, Streams(0).weights)
+            groups = layer_groups(backbone, head, p)
+            assert ({group["lr"] for group in groups} == {1e-5}) == (decay == 1.0 or len(groups) == 2)
+            training = train(backbone, head, inputs_of(backbone, task), p, Streams(0), groups)
+            losses[fidelity, decay] = (training.losses[0], training.learning_rates, training.trainable)
+    coded, described = losses["as_coded", 1.0], losses["as_described", 1.0]
+    assert coded[0] == described[0] and coded[2] == described[2]  # the same weights, order, text
+    assert coded[1][0] == 1e-5 and described[1][0] == 0.0  # the schedule alone: below one batch the authors had no warm-up
+
+
+def test_a_kept_default_is_pbft_to_the_last_bit(tiny_opt, task):
+    """The choice draws from a stream of its own, so that runs are paired with PBFT's."""
+    backbone = backbone_of(tiny_opt)
+    p, results = parameters(tiny_opt, epochs=2, batch_size=3), []  # more batches than one, so that their order shows
+    for look_first in (False, True):
+        backbone.restore()
+        streams = Streams(1)
+        if look_first:
+            assert choose(backbone, task.file, draw(task.pool, 4, 1), p, streams).chosen.pattern == "question_mark"
+        head = Verbalizer(backbone, [" No", " Yes"])
+        results.append(train(backbone, head, inputs_of(backbone, task, seed=1), p, streams).losses)
+    assert results[0] == results[1]
+
+
+def test_groups_hold_every_trained_weight_once(tiny_model):
+    backbone = backbone_of(tiny_model)
+    head = Classifier(backbone, 2, 0)
+    groups = layer_groups(backbone, head, parameters(tiny_model, adapt="layers", train_layers=2))
+    held = [id(weight) for group in groups for weight in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(weight) for module in (backbone.model, head) for weight in module.parameters() if weight.requires_grad}
+    trained = sum(weight.numel() for group in groups for weight in group["params"])
+    assert frozen(backbone) + trained == backbone.parameters() + head.weight.numel()
