@@ -2,13 +2,16 @@
 PYTHON ?= python3
 READY = .venv/.ready
 
-.PHONY: quickstart test lab check clean
+.PHONY: quickstart test chaos lab check clean
 
 quickstart: $(READY)
 	.venv/bin/lowres run quickstart
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+chaos: $(READY)
+	.venv/bin/python -m pytest -m chaos
 
 lab: $(READY)
 	.venv/bin/jupyter lab --notebook-dir=.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,37 +14,62 @@ from lowres.parameters import located, shown
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Study = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]
 Outputs = Annotated[str, typer.Option(help="folder for all studies' results")]
+Workers = Annotated[int | None, typer.Option(min=1, help="runs at a time, the cores split evenly (default: one a core, as memory allows)")]
+Only = Annotated[str, typer.Option(help="a part of the study: method=lora,task=cola,shots=16")]
 DataDir = Annotated[Optional[str], typer.Option(help="folder with the tasks' files, instead of the hub")]  # noqa: UP045
 
 
 @app.command()
-def run(study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs") -> None:
-    """Executes every run of a study that is not done, then the analysis."""
-    from lowres.checks import check_study
-    from lowres.execution import analyse, run_study
-    from lowres.study import read_study
+def run(
+    study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs",
+    workers: Workers = None,
+    scheduler: Annotated[str | None, typer.Option(help="a running Dask cluster: tcp://host:port or its scheduler file")] = None,
+    only: Only = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and stop")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="execute failed runs again")] = False,
+    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="execute stale runs again; the old results are kept under stale/")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first failure")] = False,
+    timeout: Annotated[int | None, typer.Option(min=1, help="seconds that a cell may take")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="of a run whose kernel or worker died; Python errors are never retried")] = 2,
+    notebooks: Annotated[str, typer.Option(hidden=True)] = "notebooks",
+) -> None:
+    """Executes every run of a study that is not done, then the analysis.
 
-    plan = read_study(study, data_dir, outputs)
-    check_study(plan)
-    results = run_study(plan, print)
-    message = analyse(plan)
-    if message:
-        print(f"analysis: failed: {message}", file=sys.stderr)
-    print(f"Read {shown(plan.folder)}/analysis.ipynb first, then any run.ipynb in {shown(plan.folder)}/<method>/ (in JupyterLab: make lab)")
-    if message or any(result.state == "failed" for result in results):
-        raise typer.Exit(1)
+    A rerun continues where the last one ended. Failed runs wait for --retry-failed (unless the machine was at fault: a dead kernel, a
+    full disk), stale ones for --rerun-stale. Exit code: 0 all done, 1 some failed or wait, 2 bad input, 130 interrupted.
+    """
+    from lowres.orders import Order, carry_out
+
+    rerun = frozenset(state for state, asked in (("failed", retry_failed), ("stale", rerun_stale)) if asked)
+    order = Order(study, data_dir, outputs, only, rerun, workers, scheduler, dry_run, fail_fast, timeout, retries, notebooks)
+    try:
+        code = carry_out(order)
+    except KeyboardInterrupt:  # before the study began, or in its analysis
+        code = 130
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
-def status(study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs") -> None:
-    """Says which runs of a study are done, partial, stale or missing."""
-    from lowres.study import read_study
+def status(
+    study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs", only: Only = "",
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    workers: Workers = None,
+) -> None:
+    """Shows which runs of a study are done, running, failed, stale, partial or missing, and the time left."""
+    import os
 
-    plan = read_study(study, data_dir, outputs)
-    states = [run.state() for run in plan.runs]
-    for run, state in zip(plan.runs, states):
-        print(f"{state:<9} {run.name}")
-    print(f"{plan.name}: " + ", ".join(f"{count} {state}" for state, count in Counter(states).most_common()))
+    from lowres.grid import print_status
+    from lowres.status import as_json as in_json
+    from lowres.status import classified
+    from lowres.study import narrowed, read_study
+
+    plan = narrowed(read_study(study, data_dir, outputs), only)
+    statuses, workers = classified(plan), workers or os.cpu_count() or 1
+    if as_json:
+        print(in_json(plan, statuses, workers))
+    else:
+        print_status(plan, statuses, workers)
 
 
 @app.command()

@@ -113,8 +113,8 @@ def read_corpus(backbone, task, p, streams: Streams) -> Reading:
     held = min(HELD_OUT, len(texts) // 5)
     if not held:
         raise BadInput(f"adapt: corpus: the pool has {len(texts)} texts; at least 5 are wanted, to train on and to hold out")
-    ids = encode(backbone, texts, task.file.patterns["plain"], p.max_length).ids
-    unseen, read = [ids[i] for i in order[:held]], [ids[i] for i in order[held : held + p.corpus_rows]]
+    ids = encode(backbone, texts.iloc[order[: held + p.corpus_rows]], task.file.patterns["plain"], p.max_length).ids
+    unseen, read = ids[:held], ids[held:]
     reading = Reading(len(read), held, before=text_loss(backbone, unseen))
     torch.manual_seed(streams.dropout)
     optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=p.corpus_learning_rate, weight_decay=p.weight_decay, fused=True)
@@ -171,10 +171,6 @@ def check(p) -> None:
     """What can be told of `train_layers` from the model's configuration alone. Raises BadInput."""
     if p.adapt != "layers":
         return
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from lowres.adapters import shape_of
 
-    from lowres.backbones import resolve
-
-    with torch.device("meta"):  # shapes without weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(p.model)))
-    top_layers(len(layer_stack(model.base_model)), p.train_layers)
+    top_layers(len(layer_stack(shape_of(p.model).base_model)), p.train_layers)

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 OWN = {"r": "the parameter rank", "lora_alpha": "the parameter alpha", "lora_dropout": "the parameter dropout"}
-FIXED = {"target_modules": "the parameter target_modules", "peft_type": "the parameter peft_type", "task_type": "lowres", "inference_mode": "lowres"}
+FIXED = {
+    "target_modules": "the parameter target_modules", "peft_type": "the parameter peft_type", "task_type": "lowres", "inference_mode": "lowres",
+    # These leave copies of modules or layers in the backbone, so that the next trial would not start from the pretrained one.
+    "modules_to_save": "the parameter head", "layer_replication": "lowres, which keeps the backbone's layers",
+    "trainable_token_indices": "lowres, which keeps the backbone's embeddings",
+}
 
 
 def configuration(p) -> PeftConfig | None:
@@ -47,7 +52,7 @@ def configuration(p) -> PeftConfig | None:
     if p.peft_type == "LORA":
         values |= {"r": p.rank, "lora_alpha": p.alpha, "lora_dropout": p.dropout}
     if "target_modules" in known:
-        values["target_modules"] = "all-linear" if p.target_modules == ["all-linear"] else list(p.target_modules) or None
+        values["target_modules"] = targets(p)
     elif p.target_modules:
         raise BadInput(f"target_modules: {p.peft_type} puts tokens in front of the text and changes no module: leave them out")
     try:
@@ -57,6 +62,11 @@ def configuration(p) -> PeftConfig | None:
     if config.is_prompt_learning and not config.num_virtual_tokens:
         raise BadInput(f"peft_options: {p.peft_type} wants num_virtual_tokens")
     return config
+
+
+def targets(p) -> str | list[str] | None:
+    """target_modules as PEFT takes them; None leaves the choice to its own table of model families."""
+    return "all-linear" if p.target_modules == ["all-linear"] else list(p.target_modules) or None
 
 
 def attach(backbone, config: PeftConfig | None, seed: int) -> nn.Module | None:
@@ -179,25 +189,39 @@ def describe(backbone) -> pd.DataFrame:
                          for (name, shape), sizes in kinds.items()]).set_index("weight")
 
 
-def check(p) -> None:
-    """What can be told of a method's PEFT parameters from the model's configuration alone. Raises BadInput."""
+def student(p) -> PeftConfig:
+    """The LoRA of a distilled student: of its rank, else as the method lora has it (the product scaled by 1, dropout 0.1)."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=p.rank, lora_alpha=p.rank, lora_dropout=0.1, task_type="CAUSAL_LM")
+
+
+def check_student(p) -> None:
+    """Raises BadInput for a rank above a layer's width."""
+    inject(shape_of(p.model), student(p), p.model)
+
+
+def shape_of(name: str) -> nn.Module:
+    """A model of the right shapes, without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from lowres.backbones import resolve
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(name, weights=False)))
+
+
+def check(p) -> None:
+    """What can be told of a method's PEFT parameters from the model's configuration alone. Raises BadInput."""
     from lowres.tasks import read_task
 
     config = configuration(p)
     if p.fidelity == "as_coded":
         read_task(p.task).pick("patterns", "as_coded")
-    if p.head == "classifier" and getattr(config, "modules_to_save", None):
-        raise BadInput("peft_options: modules_to_save: the new classifier trains by itself: leave it out")
-    shape = AutoConfig.from_pretrained(resolve(p.model))
-    virtual = getattr(config, "num_virtual_tokens", None) or 0
-    if virtual and virtual + p.max_length > shape.max_position_embeddings:
-        raise BadInput(f"peft_options: num_virtual_tokens: {virtual} and max_length {p.max_length} are more than the model's context of "
-                       f"{shape.max_position_embeddings}")
-    with torch.device("meta"):  # shapes without weights
-        model = AutoModelForCausalLM.from_config(shape)
+    model = shape_of(p.model)
+    virtual, context = getattr(config, "num_virtual_tokens", None) or 0, model.config.max_position_embeddings
+    if virtual and virtual + p.max_length > context:
+        raise BadInput(f"peft_options: num_virtual_tokens: {virtual} and max_length {p.max_length} are more than the model's context of {context}")
     if config is None:
         _train_biases(model, p.model)
     elif not config.is_prompt_learning:

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -100,14 +100,21 @@ class Backbone:
         for file in weights_files(self.folder):
             with safe_open(file, "pt") as weights:
                 for key in weights.keys():
-                    self._parameter(own, key).copy_(weights.get_tensor(key))
+                    if (weight := self._named(own, key)) is not None:
+                        weight.copy_(weights.get_tensor(key))
 
-    def _parameter(self, own: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    def _named(self, own: dict[str, torch.Tensor], key: str) -> torch.Tensor | None:
+        """The weight that a checkpoint's key means; None for one that transformers ignores (old checkpoints keep masks and such)."""
         base = self.model.base_model_prefix + "."
         for name in (key, base + key, key.removeprefix(base)):
             if name in own:
                 return own[name]
-        return self.output  # a tied head saved under its own name
+        head = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
+        return self.output if key == f"{head}.weight" else None  # a tied head under its own name
+
+    def embeddings(self) -> int:
+        """How many weights are looked up, not multiplied: the embeddings, and the head, of which only some rows are used."""
+        return sum(weight.numel() for weight in {self.model.get_input_embeddings().weight, self.output})
 
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.whole.parameters())
@@ -130,8 +137,10 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto") -> B
     folder = resolve(name)
     model = _load_model(folder, name)
     tokenizer = load_tokenizer(folder)
-    config = model.config
-    context = [config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        raise BadInput(f"model: {name!r}: {type(model).__name__} has no max_position_embeddings: it counts positions in a way that is not supported")
+    context = [positions, getattr(model.config, "sliding_window", None) or positions]
     backbone = Backbone(
         name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), min(context), place, resolved_precision(precision, place)
     )
@@ -143,12 +152,12 @@ def resolved_precision(precision: str, device: torch.device) -> str:
     """auto: bfloat16 autocast (weights stay float32) where the processor computes in it natively, else float32."""
     if precision != "auto":
         return precision
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
 
 
-def resolve(name: str) -> Path:
-    """The folder with a model's config, tokenizer and safetensors; made (embedded) or fetched (hub) if need be."""
+def resolve(name: str, weights: bool = True) -> Path:
+    """The folder with a model's config and tokenizer, and its safetensors (of a hub model only if `weights`); made or fetched if need be."""
     if name == EMBEDDED:
         return _embedded_folder()
     folder = located(name)
@@ -156,10 +165,10 @@ def resolve(name: str) -> Path:
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(f"model: {name!r} is neither {EMBEDDED!r}, nor a folder, nor a hub id of the form owner/name[@revision]")
-    return _from_hub(name)
+    return _from_hub(name, weights)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
@@ -220,9 +229,11 @@ def _embedded_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-            _dequantise(scratch)
-            scratch.rename(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                made = Path(scratch) / "model"
+                made.mkdir()
+                _dequantise(made)
+                made.rename(folder)
     return folder
 
 
@@ -247,16 +258,16 @@ def _dequantise(folder: Path) -> None:
         os.chmod(file, 0o644)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, revision = split_revision(name)
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.model"] + ["*.safetensors"] * weights
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises a dozen kinds; the reader needs the name and the reason
         raise BadInput(f"model: {name!r} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-    if any(folder.glob("*.safetensors")):
+    if not weights or any(folder.glob("*.safetensors")):
         return folder
     raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
 
@@ -292,6 +303,7 @@ def convert(name: str, target: Path) -> None:
                 shutil.copy(file, scratch)
         _load_model(scratch, name)
         (scratch / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))
+        os.chmod(scratch, 0o755)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

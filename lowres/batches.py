@@ -34,7 +34,7 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, index: Sequence[int]) -> "Inputs":
+    def take(self, index: Sequence[int]) -> Inputs:
         return Inputs([self.ids[i] for i in index], self.labels[list(index)])
 
 
@@ -53,7 +53,7 @@ class Rows:
     texts: list[int]
 
 
-def encode(backbone, examples: "pd.DataFrame", pattern: str, max_length: int) -> Inputs:
+def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
     """Examples through a pattern, as token ids with the backbone's prefix in front.
 
     An input of more than `max_length` tokens loses the end of its longest text column, never a part of the pattern.
@@ -69,9 +69,9 @@ def encode(backbone, examples: "pd.DataFrame", pattern: str, max_length: int) ->
             longest = max(columns, key=lambda column: len(record[column]))
             excess = len(ids[i]) - room
             words = backbone.tokenize([record[longest]])[0]
-            if len(words) <= excess:
+            if len(words) <= 1:
                 raise BadInput(f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
-            shorter = backbone.tokenizer.decode(words[:-excess])
+            shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
             record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
             ids[i] = backbone.tokenize([pattern.format(**record)])[0]
     return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut)

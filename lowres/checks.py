@@ -26,18 +26,25 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
             smallest_pool[key] = int(pool["label"].value_counts().min())
         if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
             raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
-        words = (p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
-        if words not in seen:
-            seen.add(words)
-            check_words(*words)
         form = repr(p.model_copy(update={"shots": 1, "seeds": [0], "output_dir": "", "learning_rate": 1.0}))
         if form not in seen:
             seen.add(form)
+            check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
             check_method(p)
 
 
+def forget_files() -> None:
+    """Lets files that may have been edited be read anew."""
+    from lowres import identity, sources, tasks
+
+    for cached in (tasks.read_task, tasks.extended_task, sources.sha256, identity.folder_checksum):
+        cached.cache_clear()
+
+
 def check_method(p: Parameters) -> None:
-    """What a method asks of the model's form: ranks, target modules, layers. Builds the model without its weights."""
+    """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
+    if getattr(p, "fidelity", "") == "as_coded" and hasattr(p, "pattern") and getattr(p, "head", "") != "classifier":
+        read_task(p.task).pick("patterns", "as_coded")
     if hasattr(p, "peft_type"):
         from lowres import adapters
 
@@ -62,7 +69,7 @@ def check_words(model: str, task: str, pattern: str, label_words: str | None) ->
 
     spec = read_task(task)
     spec.pick("patterns", pattern)
-    tokenizer = load_tokenizer(resolve(model))
+    tokenizer = load_tokenizer(resolve(model, weights=False))
     if label_words is not None:
         from lowres.heads import word_ids
 

@@ -173,10 +173,14 @@ def check_distillation(p, spec) -> None:
     if p.context == "instruction":
         words = spec.pick("label_words", p.label_words)
         instruction(spec, [words[label] for label in spec.labels])
-    folders = [resolve(name) for name in (p.model, p.teacher) if name]
+    folders = [resolve(name, weights=False) for name in (p.model, p.teacher) if name]
     sizes = [AutoConfig.from_pretrained(folder).get_text_config().vocab_size for folder in folders]
     if p.top_k >= sizes[0]:
         raise BadInput(f"top_k: {p.top_k} leaves no rest of the {sizes[0]:,} tokens in the vocabulary of {p.model!r}")
+    if p.rank:
+        from lowres.adapters import check_student
+
+        check_student(p)
     tokenizers = [load_tokenizer(folder) for folder in folders]
     same = [(tokenizer.get_vocab(), prefix_tokens(tokenizer), size) for tokenizer, size in zip(tokenizers, sizes)]
     if same[0] != same[-1]:

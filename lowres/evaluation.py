@@ -68,7 +68,7 @@ def evaluated(task, logits: dict[str, np.ndarray]) -> dict[str, dict]:
     return result
 
 
-def predictions(task, logits: dict[str, np.ndarray], seed: int) -> "pd.DataFrame":
+def predictions(task, logits: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
     """One line a prediction, with no text: trial, set, row, label, prediction, a logit a label."""
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""One run through papermill, in a kernel of its own; then a study, run by run.
+"""One run through papermill, in a kernel of its own.
 
 A run's notebook and record are made in scratch and moved in at the end, the record last: papermill calls the cells of a
 killed kernel completed, so only the record says that a run is done. Finished trials go into the run's folder at once.
@@ -6,35 +6,45 @@ killed kernel completed, so only the record says that a run is done. Finished tr
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
+import errno
+import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from lowres import records
-from lowres.notebook import SCRATCH, as_yaml
-from lowres.parameters import ROOT, shown
+from lowres import records, scratch
+from lowres.cleaning import cleaned, without_secrets
+from lowres.notebook import SCRATCH, STOP, as_yaml
+from lowres.parameters import located, shown
+from lowres.running import Ended, run_notebook
+from lowres.status import Facts, Status, checksum, failure_folder, status_of
 from lowres.study import Run, Study
 
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = "notebooks"  # relative to the project
 
-# Set before a kernel starts. Large blocks are kept, not given back and faulted in anew at each step: 1.2 to 0.7 s a step.
-KERNEL_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456",
-    "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are executed: the same for all runs of a study."""
+
+    threads: int = 1
+    timeout: int | None = None  # seconds a cell may take
+    retries: int = 2  # of a run whose kernel died
+    rerun: frozenset[str] = frozenset()  # states that are executed again: failed, stale
+    notebooks: str = NOTEBOOKS
+    stop: str = ""  # a file: once it is there, no trial is begun any more
+    begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
+    gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
+
+    @property
+    def stopping(self) -> bool:
+        return bool(self.stop) and located(self.stop).exists()
 
 
 @dataclass
 class Result:
-    """How a run ended: done, failed, or left to another process that is at work on it."""
+    """How a run ended: done, failed, stopped (asked to), or busy: another process is at work on it."""
 
     name: str
     state: str
@@ -42,145 +52,142 @@ class Result:
     message: str = ""
 
 
-def execute(run: Run, failed: Path) -> Result:
-    """Executes one run and moves what it made into its folder. A failure's notebook and traceback go to `failed`."""
+def execute(run: Run, options: Options) -> Result:
+    """Executes what is left of a run and moves what it made into its folder. A failure goes to `failed/`. Raises nothing."""
     start = time.monotonic()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock", timeout=0)
     try:
-        with lock:
-            message = _executed(run, failed)
-    except Timeout:
-        return Result(run.name, "running elsewhere")
-    finally:
-        if not lock.is_locked:
-            (run.folder / ".lock").unlink(missing_ok=True)
-    return Result(run.name, "failed" if message else "done", time.monotonic() - start, message)
+        with scratch.locked(run.folder):
+            state, message = _under_lock(run, options)
+    except scratch.Busy as busy:
+        state, message = "busy", f"another process is at work on it ({busy})"
+    except OSError as error:
+        state, message = "failed", os_error(error)
+    return Result(run.name, state, time.monotonic() - start, message)
 
 
-def _executed(run: Run, failed: Path) -> str:
-    """Returns why the run failed; empty if it did not."""
-    put_aside(run)
-    scratch = Path(tempfile.mkdtemp(prefix="lowres-"))  # short: a socket's path has at most 107 characters
-    os.environ[SCRATCH] = str(scratch)
-    try:
-        message = run_notebook(NOTEBOOKS / f"{run.method}.ipynb", scratch / "run.ipynb", run.parameters.model_dump(), scratch)
-        if not message and not (scratch / "record.json").is_file():
-            message = "the kernel ended before the notebook did"
-        if message:
-            _keep_failure(run, scratch, failed, message)
-            return message
-        records.write_whole(run.folder / "run.ipynb", cleaned(scratch / "run.ipynb"))
-        records.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
-        records.write_whole(run.folder / "record.json", (scratch / "record.json").read_bytes())
-        shutil.rmtree(failed, ignore_errors=True)
-        return ""
-    finally:
-        del os.environ[SCRATCH]
-        shutil.rmtree(scratch, ignore_errors=True)
-        if run.folder.is_dir() and not any(run.folder.glob("[!.]*")):
-            (run.folder / ".lock").unlink(missing_ok=True)
-            run.folder.rmdir()
+def _under_lock(run: Run, options: Options) -> tuple[str, str]:
+    """Looks again what there is to do, now that nobody else does it: another runner may have been here."""
+    if options.stopping:
+        return "stopped", ""
+    scratch.remove_leftovers(run.folder)
+    status = status_of(run, mine=True)
+    if status.state == "done" or (status.state == "stale" and "stale" not in options.rerun):
+        return status.state, ""
+    failure = status.failure
+    if failure and ((options.begun and failure["when"] >= options.begun) or not (failure["again"] or "failed" in options.rerun)):
+        return "failed", failure["message"]
+    put_aside(run, status)
+    for _ in range(options.retries + 1):
+        ended = _attempt(run, options)
+        if ended.kind != "died" or options.stopping:
+            break
+    if ended.kind == "stopped" or (ended.kind == "died" and options.stopping):
+        return "stopped", ""
+    return ("failed", ended.message) if ended.kind else ("done", "")
 
 
-def run_notebook(notebook: Path, output: Path, parameters: dict, scratch: Path) -> str:
-    """Executes a notebook in a kernel over IPC sockets (TCP ports of parallel kernels clash). Returns what went wrong, or ''."""
-    import papermill
-    from jupyter_client import AsyncKernelManager
-    from jupyter_core.utils import run_sync
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    os.environ.update({key: os.environ.get(key, value) for key, value in KERNEL_ENVIRONMENT.items()})
-    kernel = AsyncKernelManager(transport="ipc", ip=str(scratch / "k"), kernel_name="python3")
-    try:
-        papermill.execute_notebook(
-            notebook, output, parameters, km=kernel, kernel_name="python3", progress_bar=False, log_output=False,
-            cwd=str(ROOT), iopub_timeout=60, raise_on_iopub_timeout=False,
-        )
-        return ""
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename}: {_plain(error.evalue)}"
-    except DeadKernelError:
-        return "the kernel died"
-    except CellTimeoutError as error:
-        return f"a cell took too long: {_plain(str(error))}"
-    finally:
-        if kernel.has_kernel:
-            run_sync(kernel.shutdown_kernel)(now=True)
-        kernel.cleanup_connection_file()
+def _attempt(run: Run, options: Options) -> Ended:
+    with scratch.scratch_folder() as folder:
+        environment = {SCRATCH: str(folder), STOP: str(located(options.stop)) if options.stop else "", **pinned(options)}
+        notebook = located(options.notebooks) / f"{run.method}.ipynb"
+        ended = run_notebook(notebook, folder / "run.ipynb", run.parameters.model_dump(), folder, environment, options.timeout)
+        try:
+            if not ended.kind:
+                ended = _moved_in(run, folder)
+            if ended.kind in ("error", "timeout") or (ended.kind == "died" and not options.stopping):
+                keep_failure(run, ended, folder, options)
+        except OSError as error:  # a full disk
+            ended = Ended("error", os_error(error))
+        return ended
 
 
-def put_aside(run: Run) -> None:
-    """Moves what other parameters, data or code left in the run's folder out of the way: nothing is overwritten."""
-    wanted = run.fingerprints()
-    stale = [
-        file for file in run.folder.glob("trials/seed-*.json")
-        if (trial := records.read_json(file)) is None or (trial.get("seed") in wanted and wanted[trial["seed"]] != trial.get("fingerprint"))
-    ]
-    if not stale:
-        return
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%f")
-    aside = run.folder.parents[3] / "stale" / run.folder.relative_to(run.folder.parents[3]).with_name(f"{run.folder.name}.{stamp}")
-    (aside / "trials").mkdir(parents=True)
-    for file in [*stale, *(file.with_suffix(".parquet") for file in stale)]:
-        if file.is_file():
-            file.rename(aside / "trials" / file.name)
-    for file in ("record.json", "run.ipynb", "parameters.yaml"):
-        if (run.folder / file).is_file():
-            (run.folder / file).rename(aside / file)
+def _moved_in(run: Run, folder: Path) -> Ended:
+    """The notebook and the record into the run's folder, the record last. Believes nothing until it is read back."""
+    if records.read_json(folder / "record.json") is None:
+        return Ended("error", "the notebook ended without a record: its last cell is run.finish(...)")
+    records.write_whole(run.folder / "run.ipynb", cleaned(folder / "run.ipynb"))
+    records.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
+    records.write_whole(run.folder / "record.json", without_secrets((folder / "record.json").read_text(encoding="utf-8")))
+    status = status_of(run, mine=True)
+    if status.state != "done":
+        found = f"{status.finished} of {status.wanted} trials"
+        return Ended("error", f"the notebook ended, but only {found} can be read back: {'; '.join(status.faults)}")
+    failed = failure_folder(run)
+    for file in failed.glob("*") if failed.is_dir() else []:
+        file.unlink()
+    scratch.remove_empty(failed)
+    return Ended()
 
 
-def cleaned(notebook: Path) -> str:
-    """An executed notebook as it is kept: no papermill metadata (it breaks diff tools), no path of this machine."""
-    import nbformat
-
-    content = nbformat.read(notebook, as_version=4)
-    content.metadata.pop("papermill", None)
-    for cell in content.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
-    return without_paths(nbformat.writes(content, indent=1)) + "\n"
-
-
-def without_paths(text: str) -> str:
-    for folder, name in ((ROOT, "."), (Path.home(), "~")):
-        text = text.replace(str(folder), name)
-    return text
-
-
-def run_study(study: Study, tell: Callable[[str], None]) -> list[Result]:
-    """Every run of a study that is not done, one after another. A failure does not stop the others."""
-    results = []
-    waiting = [run for run in study.runs if run.state() != "done"]
-    tell(f"{study.name}: {len(study.runs)} runs ({study.trials} trials), {len(study.runs) - len(waiting)} done, {len(waiting)} to do")
-    begun = time.monotonic()
-    for number, run in enumerate(waiting, 1):
-        result = execute(run, study.folder / "failed" / run.name)
-        results.append(result)
-        left = (time.monotonic() - begun) / number * (len(waiting) - number)
-        tell(f"[{number}/{len(waiting)}] {run.name}: {result.state}{': ' + result.message if result.message else ''} "
-             f"({result.seconds:.0f} s, about {left / 60:.0f} min left)")
-    return results
-
-
-def analyse(study: Study) -> str:
-    """Executes the analysis notebook over what there is. Returns what went wrong, or ''."""
-    scratch = Path(tempfile.mkdtemp(prefix="lowres-"))
-    try:
-        message = run_notebook(NOTEBOOKS / "analysis.ipynb", scratch / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent)}, scratch)
-        if not message:
-            records.write_whole(study.folder / "analysis.ipynb", cleaned(scratch / "analysis.ipynb"))
-        return message
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _keep_failure(run: Run, scratch: Path, failed: Path, message: str) -> None:
-    if (scratch / "run.ipynb").is_file():
-        records.write_whole(failed / "run.ipynb", cleaned(scratch / "run.ipynb"))
+def keep_failure(run: Run, ended: Ended, folder: Path | None, options: Options) -> None:
+    """Notebook, message and the kernel's own log under failed/, and what was tried, so that it is known when that changes."""
+    failed = failure_folder(run)
+    if folder and records.read_json(folder / "run.ipynb"):  # papermill may not have got far
+        records.write_whole(failed / "run.ipynb", cleaned(folder / "run.ipynb"))
+    if folder and (folder / "kernel.log").is_file():
+        records.write_whole(failed / "kernel.log", without_secrets((folder / "kernel.log").read_text(errors="replace")[-20_000:]))
     records.write_whole(failed / "parameters.yaml", as_yaml(run.parameters))
-    records.write_whole(failed / "error.txt", without_paths(message) + "\n")
+    records.write_whole(failed / "error.txt", without_secrets(f"{ended.message}\n\n{ended.traceback}").rstrip() + "\n")
+    records.write_json(failed / "failure.json", {
+        "message": without_secrets(ended.message), "kind": ended.kind, "again": ended.again, "when": now(),
+        "fingerprints": sorted(Facts().fingerprints(run, run.parameters.seeds, None).values()),
+        "notebook": options.notebooks, "notebook_sha256": checksum(located(options.notebooks) / f"{run.method}.ipynb"),
+    })
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+def put_aside(run: Run, status: Status) -> None:
+    """Moves what other parameters, data or code left, or what is damaged, out of the way: nothing is overwritten."""
+    if status.state != "stale" and not status.stale:
+        return
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    study = run.folder.parents[3]
+    aside = study / "stale" / run.folder.relative_to(study).with_name(f"{run.folder.name}.{stamp}")
+    (aside / "trials").mkdir(parents=True)
+    for file in [*status.stale, *(run.folder / name for name in ("record.json", "run.ipynb", "parameters.yaml"))]:
+        if file.is_file():
+            file.rename(aside / file.relative_to(run.folder))
+
+
+def analyse(study: Study, force: bool = True) -> str | None:
+    """Executes the analysis notebook over what there is. Returns what went wrong, or ''; without `force`, None if nothing changed."""
+    notebook, output = located(NOTEBOOKS) / "analysis.ipynb", study.folder / "analysis.ipynb"
+    mark = _analysed(study, notebook)
+    kept = records.read_json(output)
+    if not force and kept and kept.get("metadata", {}).get("lowres", {}).get("analysed") == mark:
+        return None
+    with scratch.scratch_folder() as folder:
+        ended = run_notebook(
+            notebook, folder / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent)}, folder, {},
+        )
+        if not ended.kind:
+            records.write_whole(output, cleaned(folder / "analysis.ipynb", analysed=mark))
+    return ended.message
+
+
+def _analysed(study: Study, notebook: Path) -> str:
+    """Names what an analysis was made of: the study, the records, the notebook and what it computes with."""
+    digest = hashlib.sha256(f"{study.description} {[run.name for run in study.runs]}".encode())
+    for file in [notebook, Path(__file__).with_name("analysis.py"), Path(__file__).with_name("figures.py"),
+                 *(run.folder / "record.json" for run in study.runs)]:
+        digest.update(file.read_bytes() if file.is_file() else b"missing")
+    return digest.hexdigest()[:24]
+
+
+def pinned(options: Options) -> dict[str, str]:
+    """A kernel's threads, set before torch is imported in it (too many are a cliff: 6 times slower), and its GPU."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    environment = dict.fromkeys(names, str(options.threads))
+    if options.gpus:
+        from distributed import get_worker
+
+        environment["CUDA_VISIBLE_DEVICES"] = options.gpus[int(get_worker().name) % len(options.gpus)]
+    return environment
+
+
+def os_error(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return without_secrets(f"{'the disk is full: ' if full else ''}{error}")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()

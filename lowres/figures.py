@@ -1,6 +1,14 @@
-"""The plots: one theme, one colour a method everywhere (colour-blind safe), no figure without its yardstick."""
+"""The plots' common ground: one theme, one colour a method everywhere (colour-blind safe), no figure without its yardstick.
+
+A figure is a `Drawn`: the picture and the sentence that stands for it where it cannot be seen. `show` writes PNG and SVG files.
+"""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,16 +16,30 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from lowres import records
 from lowres.analysis import interval
 
 METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context")
 COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS))))
 MARKERS = dict(zip(METHODS, "osD^vP"))  # readable in grey, too
+DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
+YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
+PUBLISHED = {"color": "0.45", "linestyle": "none", "markerfacecolor": "none", "markersize": 9, "zorder": 1}
+
+
+@dataclass
+class Drawn:
+    """A figure, its file's name without ending, and what it shows in words."""
+
+    figure: Figure
+    name: str
+    alt: str
 
 
 def theme() -> None:
-    sns.set_theme(context="notebook", style="whitegrid", rc={"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False})
+    looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
+    sns.set_theme(context="notebook", style="whitegrid", rc=looks)
 
 
 def training_curves(trials: list[dict], labels: int = 0) -> Figure:
@@ -35,46 +57,123 @@ def training_curves(trials: list[dict], labels: int = 0) -> Figure:
     return figure
 
 
-def accuracy_against_shots(trials: pd.DataFrame) -> Figure:
-    """Mean accuracy over seeds with its 95 % interval, a panel an evaluation set, a line a method and variant."""
+def show(drawn: Drawn, folder: Path | None = None) -> None:
+    """Displays a figure with its words as alternative text and caption; with a folder, writes FOLDER/figures/NAME.png and .svg, whole."""
+    from IPython.display import Markdown, display
+
+    from lowres.collection import safe
+
+    pictures = {}
+    for kind, options in (("png", {"dpi": 110, "metadata": {"Software": None}}), ("svg", {"metadata": {"Date": None}})):
+        buffer = io.BytesIO()
+        drawn.figure.savefig(buffer, format=kind, **options)
+        pictures[kind] = buffer.getvalue()
+        if folder and folder.is_dir():
+            records.write_whole(folder / "figures" / f"{drawn.name}.{kind}", pictures[kind])
+    # The words stand in the notebook three times: as the picture's alternative, for viewers without pictures, and as a caption.
+    display({"image/png": pictures["png"], "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
+    display(Markdown(f"*{safe(drawn.alt)}*"))
+
+
+def show_all(figures: Iterable[Drawn], folder: Path | None = None, none: str = "There is nothing to draw yet.") -> None:
+    from IPython.display import Markdown, display
+
+    figures = list(figures)
+    for drawn in figures:
+        show(drawn, folder)
+    if not figures:
+        display(Markdown(none))
+
+
+def plain(text: object) -> str:
+    """A name as matplotlib draws it letter by letter: no formula begins in it."""
+    return str(text).replace("$", r"\$")
+
+
+def file_name(*words: object) -> str:
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(word).split("/")[-1]) for word in words)
+
+
+def line_name(method: str, variant: str) -> str:
+    return plain(f"{method} {variant}".strip())
+
+
+def styles(lines: pd.DataFrame) -> dict[tuple[str, str], dict]:
+    """By method and variant: the method's colour and marker; its variants differ in dashes and in whether markers are filled."""
+    found: dict[tuple[str, str], dict] = {}
+    for method, variant in lines[["method", "variant"]].drop_duplicates().itertuples(index=False):
+        nth = sum(other == method for other, _ in found)
+        colour = COLOURS.get(method, "0.2")
+        found[method, variant] = {"color": colour, "marker": MARKERS.get(method, "o"), "linestyle": DASHES[nth % len(DASHES)],
+                                  "markerfacecolor": colour if nth % 2 == 0 else "white"}
+    return found
+
+
+def shot_axis(axes, shots: Iterable) -> dict:
+    """Gives an axis of shots its ticks; where each count stands on it ('all' to the right of the others)."""
+    counts = sorted({n for n in shots if not isinstance(n, str)})
+    places = {n: float(n) for n in counts} | ({"all": 4.0 * max(counts, default=1)} if any(isinstance(n, str) for n in shots) else {})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(places.values()), [str(n) for n in places])
+    axes.set_xlim(min(places.values()) / 1.5, max(places.values()) * 1.5)
+    axes.minorticks_off()
+    axes.set_xlabel("shots (labelled examples per class)")
+    return places
+
+
+def error_line(axes, line: pd.DataFrame, places: dict, apart: float = 1.0, value: str = "accuracy", times: float = 100, **style) -> None:
+    """Mean over seeds against shots with 95 % intervals; `apart` sets lines beside one another so that bars do not hide each other."""
+    points = []
+    for n, group in line.groupby("shots", sort=False):
+        each = times * group.groupby("seed")[value].mean()
+        points.append((places[n] * apart, each.mean(), *interval(each)))
+    x, mean, low, high = np.array(sorted(points)).T
+    axes.errorbar(x, mean, yerr=np.nan_to_num([mean - low, high - mean]), capsize=3, markersize=6.5, **style)
+
+
+def counted(lines: pd.DataFrame, by=("method", "variant", "model", "task", "shots")) -> str:
+    """How many distinct trials stand behind a point."""
+    few, most = lines.groupby(list(by))["outcome"].nunique().agg(["min", "max"])
+    return f"{few} distinct trial{'s' * (most > 1)} a point" if few == most else f"{few} to {most} distinct trials a point"
+
+
+def legend_below(figure: Figure, grid) -> None:
+    """One legend for all panels, each name once, below them; the figure grows by its lines."""
+    found = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels())}
+    width, height = figure.get_size_inches()
+    columns = int(max(1, min(len(found), width / (0.75 + 0.095 * max(map(len, found))))))
+    figure.set_size_inches(width, height + 0.26 * -(-len(found) // columns))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+
+
+def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9) -> tuple[Figure, np.ndarray]:
     theme()
-    panels = list(trials.groupby(["task", "domain", "set"], sort=False))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False, layout="constrained")
-    for axes, ((task, domain, name), panel) in zip(grid.flat, panels):
-        for (method, variant), line in panel.groupby(["method", "variant"], sort=False):
-            _line(axes, line, method, f"{method} {variant}".strip())
-        axes.axhline(100 * panel["constant"].iloc[0], color="0.35", linestyle=":", label="constant prediction")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(panel["shots"].unique()), [str(n) for n in sorted(panel["shots"].unique())])
-        axes.minorticks_off()
-        few, most = panel.groupby(["method", "variant", "shots"])["outcome"].nunique().agg(["min", "max"])
-        count = f"{few}" if few == most else f"{few} to {most}"
-        axes.set(xlabel="shots (labelled examples per class)", ylabel="accuracy, %")
-        axes.set_title(f"{task}, {DOMAINS[domain]} ({name})\n{panel['n'].iloc[0]:,} rows; {count} distinct trials a point, bars: 95 % intervals")
-    for axes in grid.flat[len(panels):]:
+    columns = max(1, min(across, count))
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    for axes in grid.flat[count:]:
         axes.set_visible(False)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     plt.close(figure)
-    return figure
+    return figure, grid.ravel()[:count]
 
 
-def by_task(trials: pd.DataFrame) -> list[Figure]:
-    """A figure a model and task: its evaluation sets side by side."""
-    return [accuracy_against_shots(part) for _, part in trials.groupby(["model", "task"], sort=False)]
-
-
-def _line(axes, line: pd.DataFrame, method: str, label: str) -> None:
-    shots, mean, low, high = [], [], [], []
-    for n, group in line.groupby("shots"):
-        shots.append(n)
-        mean.append(100 * group["accuracy"].mean())
-        bounds = 100 * np.asarray(interval(group["accuracy"]))
-        low.append(mean[-1] - bounds[0])
-        high.append(bounds[1] - mean[-1])
-    # Methods are set a little apart, so that their bars do not hide one another.
-    apart = 2 ** (0.06 * (METHODS.index(method) - len(METHODS) / 2)) if method in METHODS else 1
-    axes.errorbar(np.array(shots) * apart, mean, yerr=np.nan_to_num([low, high]), color=COLOURS.get(method, "0.2"),
-                  marker=MARKERS.get(method, "o"), capsize=3, label=label)
+def accuracy_against_shots(trials: pd.DataFrame) -> list[Drawn]:
+    """A figure a model and task: mean accuracy over seeds with its 95 % interval, a panel an evaluation set, a line a method and variant."""
+    found = []
+    for (model, task), part in trials.groupby(["model", "task"], sort=False) if len(trials) else ():
+        looks = styles(part)
+        sets = list(part.groupby(["domain", "set"], sort=False))
+        figure, grid = panels(len(sets))
+        for axes, ((domain, name), panel) in zip(grid, sets):
+            places = shot_axis(axes, part["shots"].unique())
+            for i, (key, line) in enumerate(panel.groupby(["method", "variant"], sort=False)):
+                error_line(axes, line, places, 2 ** (0.07 * (i - len(looks) / 2)), label=line_name(*key), **looks[key])
+            axes.axhline(100 * panel["constant"].iloc[0], label="constant prediction", **YARDSTICK)
+            axes.set(ylabel="accuracy, %", title=f"{DOMAINS[domain]} ({plain(name)}), {panel['n'].iloc[0]:,} rows")
+        figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds", fontsize="medium")
+        legend_below(figure, grid)
+        names = ", ".join(line_name(*key) for key in looks)
+        alt = (f"Accuracy against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; {counted(part)}, "
+               "bars are 95 % intervals over seeds, the dotted line is constant prediction. The numbers are in the result table.")
+        found.append(Drawn(figure, file_name("shots", task, model), alt))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from lowres.errors import BadInput
@@ -51,11 +51,12 @@ def weights_files(folder: Path) -> list[Path]:
     return files
 
 
-@lru_cache(maxsize=None)
+@cache
 def folder_checksum(folder: Path) -> str:
     """SHA-256 over a model folder's weights, config and tokenizer."""
     digest = hashlib.sha256()
-    for file in [*weights_files(folder), *sorted(folder.glob("*.json"))]:
+    described = {file for kind in ("config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*_tokens*.json") for file in folder.glob(kind)}
+    for file in [*weights_files(folder), *sorted(described)]:
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowres import records
-from lowres.checks import check_method
+from lowres.checks import check_method, check_words, forget_files
 from lowres.identity import weights
 from lowres.meters import Meter, flops
 from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
@@ -38,9 +38,9 @@ PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
 class Outcome:
     """What a notebook's `trial` hands back: the labelled examples drawn, the training, the label logits by set."""
 
-    shots: "pd.DataFrame"
-    training: "Training"
-    logits: dict[str, "np.ndarray"]
+    shots: pd.DataFrame
+    training: Training
+    logits: dict[str, np.ndarray]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
     evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
 
@@ -81,6 +81,8 @@ class Run:
                 print(f"seed {seed}: finished before, read back")
                 self.trials.append(found)
                 continue
+            if self.folder:
+                records.put_trial_aside(self.folder, seed)
             if os.environ.get(STOP) and Path(os.environ[STOP]).exists():
                 raise Interrupted(f"before seed {seed}")
             self.meter = Meter()
@@ -103,7 +105,7 @@ class Run:
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
         training = outcome.training
-        total = backbone.parameters()
+        total, embedded = backbone.parameters(), backbone.embeddings()
         return {
             "shots_sha256": checksum(outcome.shots),
             "outcome_sha256": hashlib.sha256(b"".join(part.tobytes() for part in outcome.logits.values())).hexdigest()[:16],
@@ -111,11 +113,13 @@ class Run:
             "learning_rates": training.learning_rates[:: max(1, len(training.learning_rates) // 100)],
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "memory": self.meter.memory(),
+            "environment": environment(backbone),  # a trial's own: a run may be finished on another day, elsewhere
             "trainable": training.trainable,
             "parameters": total,
             "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
             "tokens": {"training": training.tokens, "evaluation": evaluated_tokens},
-            "flops": flops(total, training.trainable, training.tokens, evaluated_tokens, training.skipped),
+            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens,
+                           max(0, training.skipped - embedded)),
             **outcome.extra,
         }
 
@@ -142,29 +146,23 @@ class Run:
 
 
 def start(method: str, values: dict[str, Any]) -> Run:
-    """Checks a notebook's parameters (its globals: nothing else may stand in them yet). Raises BadInput."""
-    plain = {key: value for key, value in values.items() if key not in ("In", "Out") and not key.startswith("_")}
+    """Checks a notebook's parameters: its globals, in which nothing else stands yet when it is run for the first time.
+
+    Run again in the same kernel, the other names are the notebook's own, and what was read from files is read anew. Raises BadInput.
+    """
+    known = METHODS[method].model_fields
+    again = isinstance(values.get("run"), Run)
     given = {
-        key: value for key, value in plain.items()
-        if key in METHODS[method].model_fields or not (callable(value) or isinstance(value, ModuleType))
+        key: value for key, value in values.items()
+        if key in known or not (again or key in ("In", "Out") or key.startswith("_") or callable(value) or isinstance(value, ModuleType))
     }
+    if again:
+        forget_files()
     run = Run(method, validated(method, given, f"notebooks/{method}.ipynb"))
-    _check_words(run)
-    check_method(run.parameters)
+    p = run.parameters
+    check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
+    check_method(p)
     return run
-
-
-def _check_words(run: Run) -> None:
-    """Faults of pattern and label words are told before a model loads; only the tokenizer is read for that."""
-    parameters = run.parameters
-    if hasattr(parameters, "pattern"):
-        run.task_file.pick("patterns", parameters.pattern)
-    if hasattr(parameters, "label_words"):
-        from lowres.backbones import load_tokenizer, resolve
-        from lowres.heads import word_ids
-
-        words = run.task_file.pick("label_words", parameters.label_words)
-        word_ids(load_tokenizer(resolve(parameters.model)), [words[label] for label in run.task_file.labels])
 
 
 def stored(parameters: Parameters) -> dict[str, Any]:
@@ -196,7 +194,7 @@ def provenance(run: Run, task: Task) -> dict[str, Any]:
     def git(*words: str) -> str:
         try:
             return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10).stdout.strip()
-        except OSError:
+        except (OSError, subprocess.SubprocessError):
             return ""
 
     notebook = ROOT / "notebooks" / f"{run.method}.ipynb"
@@ -217,4 +215,4 @@ def _processor() -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -93,6 +93,11 @@ class PBFT(Trained):
     loss: Words = Field("label_words", description="the softmax is over the label words, or the whole vocabulary")
     fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input")
 
+    @field_validator("fidelity")
+    @classmethod
+    def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
+        return _as_coded(fidelity, others.data, {"loss": "label_words"}, pattern="as_coded")
+
 
 class Adaptive(Trained):
     """What is adapted before or in fine-tuning: the pattern, the layers that train, or the corpus that was read."""
@@ -231,7 +236,7 @@ class Distillation(Trained):
             raise ValueError("two folds of demonstrations want at least 2 shots")
         return inputs
 
-    @field_validator("context", "inputs", "top_k", "teacher", "rank")
+    @field_validator("pattern", "context", "demonstrations", "inputs", "unlabelled", "top_k", "temperature", "teacher", "rank")
     @classmethod
     def _as_described_only(cls, value: Any, others: ValidationInfo) -> Any:
         if others.data.get("fidelity") == "as_coded" and value != cls.model_fields[others.field_name].default:

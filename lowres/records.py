@@ -11,8 +11,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from lowres.errors import BadInput
 from lowres.parameters import WHEREABOUTS, Parameters, shown
@@ -48,7 +51,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task: TaskFile, data: dict[str, str], backbone: str) -> dict[int, str]:
     """Names trials, by seed, by all that changes their results: parameters, seed, task file, data, weights, RESULTS_VERSION."""
     content = {
-        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | {"model", "task"}), "task": _content(task),
+        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | {"model", "task", "teacher", "also_evaluate"}), "task": _content(task),
         "data": data, "backbone": backbone, "results_version": RESULTS_VERSION,
     }
     common = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
@@ -75,7 +78,7 @@ def _content(task: TaskFile) -> str:
 _contents: dict[int, tuple[TaskFile, str]] = {}
 
 
-def write_trial(folder: Path, trial: dict[str, Any], predictions: "pd.DataFrame") -> None:
+def write_trial(folder: Path, trial: dict[str, Any], predictions: pd.DataFrame) -> None:
     import io
 
     buffer = io.BytesIO()
@@ -97,10 +100,19 @@ def read_trial(folder: Path, seed: int, expected: str | None = None) -> dict[str
     return trial if hashlib.sha256(content).hexdigest() == trial.get("predictions_sha256") else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def put_trial_aside(folder: Path, seed: int) -> None:
+    """Moves a trial that does not count (other parameters, damaged) to `aside/`, so that nothing is overwritten."""
+    for file in (folder / "trials").glob(f"seed-{seed}.*"):
+        made = datetime.fromtimestamp(file.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
+        (folder / "aside").mkdir(exist_ok=True)
+        file.rename(folder / "aside" / f"{file.stem}.{made}{file.suffix}")
+
+
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """A JSON object; None if there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as stream:
+            content = from_json(stream.read())  # 2.4 times as fast as json's
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -114,7 +126,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def read_predictions(folder: Path) -> "pd.DataFrame":
+def read_predictions(folder: Path) -> pd.DataFrame:
     """The predictions of all of a run's trials."""
     import pandas as pd
 
@@ -126,7 +138,7 @@ def distinct(trials: list[dict[str, Any]]) -> int:
     return len({trial["outcome_sha256"] for trial in trials})
 
 
-def as_table(record: dict[str, Any], **labels: Any) -> "pd.DataFrame":
+def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
     """One line a trial and evaluation set: what was measured, and the `labels` given."""
     import pandas as pd
 
@@ -135,7 +147,7 @@ def as_table(record: dict[str, Any], **labels: Any) -> "pd.DataFrame":
         for name, found in trial["sets"].items():
             lines.append({
                 **labels, "seed": trial["seed"], "set": name, **{key: value for key, value in found.items() if key != "by"},
-                "seconds": sum(trial["seconds"].values()), "memory": trial["memory"]["resident"],
+                "seconds": sum(value for phase, value in trial["seconds"].items() if phase != "compare"), "memory": trial["memory"]["resident"],
                 "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
             })
     return pd.DataFrame(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
 
 
-@lru_cache(maxsize=None)
-def generated(module: str) -> dict[str, "pd.DataFrame"]:
+@cache
+def generated(module: str) -> dict[str, pd.DataFrame]:
     """The sets of an embedded task."""
     return import_module(f"lowres.{module}").generate()
 
@@ -42,12 +42,12 @@ def verified(spec: TaskFile, file: str, path: Path) -> str:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_table(path: Path) -> "pd.DataFrame":
+def read_table(path: Path) -> pd.DataFrame:
     """A file as a frame, everything in a tab- or comma-separated one as text."""
     import pandas as pd
 
@@ -60,7 +60,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
 
 
-def from_hub(hub: Hub) -> "pd.DataFrame":
+def from_hub(hub: Hub) -> pd.DataFrame:
     """A split of a data set on the hub, its labels by their names."""
     from datasets import ClassLabel, load_dataset
 

@@ -10,20 +10,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lowres import records
-from lowres.errors import BadInput
-from lowres.identity import identity
+from lowres.errors import BadInput, near
 from lowres.parameters import METHODS, ROOT, Parameters, checked, defaults, located, read_yaml, shown, validated
-from lowres.tasks import data_checksums, read_task
+from lowres.tasks import read_task
 
 PLACE = ("model", "task", "shots")  # have a folder of their own, so they are no part of a variant's name
 
@@ -47,7 +47,7 @@ class StudyFile(BaseModel):
     methods: list[Entry] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One notebook to execute: a method, its parameters, and where the results go."""
 
@@ -55,36 +55,16 @@ class Run:
     variant: str
     parameters: Parameters
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         return located(self.parameters.output_dir)
 
-    @property
+    @cached_property
     def name(self) -> str:
         return "/".join(self.folder.parts[-4:])
 
-    def fingerprints(self) -> dict[int, str]:
-        """By seed. Where the model's folder or the data are not at hand, what the record says of them is believed."""
-        p = self.parameters
-        task = read_task(p.task)
-        recorded = (records.read_json(self.folder / "record.json") or {}).get("provenance", {})
-        try:
-            data = data_checksums(task, p.data_dir)
-        except BadInput:
-            data = recorded.get("data", {})
-        backbone = identity(p.model) or recorded.get("model") or ""
-        return {seed: records.fingerprint(self.method, p, seed, task, data, backbone) for seed in p.seeds}
-
-    def state(self) -> str:
-        """done, partial, stale or missing, by what is on disk alone."""
-        wanted = self.fingerprints()
-        record = records.read_json(self.folder / "record.json")
-        found = {seed: records.read_trial(self.folder, seed, mark) for seed, mark in wanted.items()}
-        if all(found.values()) and record and set(wanted.values()) <= set(record.get("fingerprints", [])):
-            return "done"
-        if any(found.values()):
-            return "partial"
-        return "stale" if record or any(self.folder.glob("trials/*.json")) else "missing"
+    def __reduce__(self):  # to a worker goes what the run is, not where it stands on this host
+        return Run, (self.method, self.variant, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -110,20 +90,38 @@ def read_study(name: str, data_dir: str | None = None, outputs: str = "outputs")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", path.stem) or path.stem.startswith("."):
         raise BadInput(f"{shown(path)}: the file's name {path.stem!r} becomes a folder's: letters, digits, '_', '-' and '.' only")
     runs = [run for entry in file.methods for run in _expanded(path, file, entry, data_dir, located(outputs) / path.stem)]
-    seen: dict[Path, Run] = {}
-    for run in runs:
-        if run.folder in seen:
-            raise BadInput(f"{shown(path)}: methods: two runs would share the folder {shown(run.folder)}: let `vary` or `set` tell them apart")
-        seen[run.folder] = run
+    if twice := next((name for name, count in Counter(run.name for run in runs).items() if count > 1), None):
+        raise BadInput(f"{shown(path)}: methods: two runs would share the folder {twice}: let `vary` or `set` tell them apart")
     return Study(path.stem, path, file.description, located(outputs) / path.stem, tuple(runs))
 
 
+def narrowed(study: Study, only: str) -> Study:
+    """The runs that `only` names: 'method=lora,task=cola'; a key that is given twice takes either. Raises BadInput."""
+    wanted: dict[str, set[str]] = {}
+    for part in filter(None, only.split(",")):
+        key, sign, value = (text.strip() for text in part.partition("="))
+        if not sign or not (key in ("method", "variant") or _known_somewhere(key)):
+            raise BadInput(f"--only: {part!r}: key=value is wanted{near(key, {*PLACE, 'method', 'variant'})}")
+        wanted.setdefault(key, set()).add(value)
+
+    def fits(run: Run) -> bool:
+        values = {"method": run.method, "variant": run.variant, **run.parameters.model_dump()}
+        return all(key in values and {_short(values[key]), str(values[key])} & choices for key, choices in wanted.items())
+
+    runs = tuple(filter(fits, study.runs)) if wanted else study.runs
+    if not runs:
+        raise BadInput(f"--only: no run of {study.name} has {only}")
+    return replace(study, runs=runs)
+
+
 def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, outputs: Path) -> list[Run]:
-    where = f"{shown(path)}: {entry.method}"
+    where, shown_outputs = f"{shown(path)}: {entry.method}", shown(outputs)
     if entry.method not in METHODS:
         validated(entry.method, {}, shown(path))  # says which methods there are
     known = METHODS[entry.method].model_fields
     # A study-wide setting reaches the methods that have it; one that no method has is kept, so that it is refused by name.
+    if given := next((key for key in ("output_dir",) if key in {**file.set, **file.vary, **entry.set, **entry.vary}), None):
+        raise BadInput(f"{where}: {given}: a study decides itself where its results go: give --outputs")
     common = {key: value for key, value in file.set.items() if key in known or not _known_somewhere(key)}
     varied = {**{key: value for key, value in file.vary.items() if key in known or not _known_somewhere(key)}, **entry.vary}
     own = [key for key in (*entry.set, *varied) if key not in PLACE and key != "seeds"]
@@ -134,14 +132,16 @@ def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, o
         if data_dir is not None and not read_task(str(asked["task"])).embedded:
             asked["data_dir"] = data_dir
         variant = ",".join(f"{key}={_short(chosen[key])}" for key in dict.fromkeys(own))
-        parameters = validated(entry.method, asked, where)
-        folder = outputs / entry.method / _folder_name(parameters.model) / _folder_name(parameters.task)
-        folder /= f"{parameters.shots}-shot" + (f"-{_folder_name(variant)}" if variant else "")
-        runs.append(Run(entry.method, variant, parameters.model_copy(update={"output_dir": shown(folder)})))
+        parameters = validated(entry.method, {**asked, "output_dir": "outputs"}, where)  # its place follows from what is validated
+        place = f"{entry.method}/{_folder_name(parameters.model)}/{_folder_name(parameters.task)}/{parameters.shots}-shot"
+        place += f"-{_folder_name(variant)}" if variant else ""
+        run = Run(entry.method, variant, parameters.model_copy(update={"output_dir": f"{shown_outputs}/{place}"}))
+        run.__dict__.update(folder=outputs / place, name=place)  # known already: a study may have 10,000 runs
+        runs.append(run)
     return runs
 
 
-@lru_cache(maxsize=None)
+@cache
 def _defaults(method: str) -> dict[str, Any]:
     return defaults(method)
 
@@ -154,7 +154,10 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@lru_cache(maxsize=100_000)
 def _folder_name(text: str) -> str:
     """'facebook/opt-125m@27dc' -> 'facebook_opt-125m@27dc'; no way out of the outputs folder."""
     stem = Path(text).stem if text.endswith((".yaml", ".yml")) else text
-    return re.sub(r"[^A-Za-z0-9=,@._-]+", "_", stem).strip("._") or "unnamed"
+    name = re.sub(r"[^A-Za-z0-9=,@._-]+", "_", stem).strip("._") or "unnamed"
+    # A file system takes 255 bytes.
+    return name if len(name) <= 150 else f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

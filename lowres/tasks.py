@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -114,8 +114,8 @@ class Task:
     """A loaded task. Frames have the text columns, `label` (its index), the break-down columns; the index is the row number."""
 
     file: TaskFile
-    pool: "pd.DataFrame"
-    evaluation: dict[str, "pd.DataFrame"]
+    pool: pd.DataFrame
+    evaluation: dict[str, pd.DataFrame]
     notes: list[str] = field(default_factory=list)  # rows dropped and why, for the reader
     checksums: dict[str, str] = field(default_factory=dict)  # what was read
 
@@ -133,7 +133,7 @@ def task_path(name: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_task(name: str) -> TaskFile:
     """The checked task file, with what it extends filled in. Reads no data."""
     path = task_path(name)
@@ -148,7 +148,7 @@ def read_task(name: str) -> TaskFile:
     return checked(TaskFile, content, shown(path))
 
 
-@lru_cache(maxsize=None)
+@cache
 def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
     """A task with the evaluation sets of others beside its own, out of domain. Raises BadInput if their forms differ."""
     spec = read_task(name)
@@ -200,7 +200,7 @@ def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
     return found
 
 
-def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame":
+def capped(rows: pd.DataFrame, most: int, strata: list[str]) -> pd.DataFrame:
     """At most `most` rows (0: all), each stratum (label and `strata`) in proportion: the same choice every time."""
     import numpy as np
 
@@ -212,12 +212,12 @@ def capped(rows: "pd.DataFrame", most: int, strata: list[str]) -> "pd.DataFrame"
     return rows.loc[sorted(in_order[((np.arange(most) + 0.5) * len(rows) / most).astype(int)])]
 
 
-def _key(rows: "pd.DataFrame", text: list[str]) -> "pd.Series":
+def _key(rows: pd.DataFrame, text: list[str]) -> pd.Series:
     """What makes two rows the same text."""
     return rows[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1)
 
 
-def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> "pd.DataFrame":
+def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> pd.DataFrame:
     import pandas as pd
 
     if getattr(source, "task", ""):
@@ -235,13 +235,15 @@ def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Ta
         frame, where = pd.concat([read_table(path) for path in paths], ignore_index=True), shown(paths[0])
     elif source.hub:
         frame, where = from_hub(source.hub), f"{source.hub.id} ({source.hub.split})"
+        for column in set(getattr(source, "break_down_by", [])) - set(frame):  # GLUE's CoLA has no `source`
+            frame[column] = "not on the hub"
         task.checksums[f"{source.hub.id}@{source.hub.revision}:{source.hub.split}"] = "hub"
     else:
         raise BadInput(f"{spec.name}: {set_name}: the task file names no hub source: give data_dir")
     return _labelled(spec, source, frame, where, task, set_name)
 
 
-def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str, task: Task, set_name: str) -> "pd.DataFrame":
+def _labelled(spec: TaskFile, source: Source, frame: pd.DataFrame, where: str, task: Task, set_name: str) -> pd.DataFrame:
     extra = getattr(source, "break_down_by", [])
     for column in [*spec.text, spec.label, *extra]:
         if column not in frame:
@@ -256,6 +258,9 @@ def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str,
     kept = frame.loc[labels.notna()]
     if len(kept) < len(frame):
         task.notes.append(f"{set_name}: {len(frame) - len(kept):,} of {len(frame):,} rows dropped, their label is not asked for")
+    for column in spec.text:
+        if (empty := kept[column].isna() | (kept[column].astype(str).str.strip() == "")).any():
+            raise BadInput(f"{where}: {column}: is empty in row {empty.idxmax()}")
     result = kept[spec.text].astype(str).copy()
     result["label"] = labels.dropna().map(spec.labels.index).astype(int)
     for column in extra:
@@ -264,7 +269,7 @@ def _labelled(spec: TaskFile, source: Source, frame: "pd.DataFrame", where: str,
     return result
 
 
-def _cleaned(pool: "pd.DataFrame", task: Task) -> "pd.DataFrame":
+def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:
     key = _key(pool, task.file.text)
     own = [name for name, rows in task.file.evaluation.items() if not rows.task]
     evaluated = {text for name in own for text in _key(task.evaluation[name], task.file.text)}

@@ -65,7 +65,8 @@ def warmup_steps(examples: int, p) -> int:
     int(0.1 * (N // 32) * 40), so that a training set below one batch has no warm-up at all."""
     if p.fidelity == "as_coded":
         return int(p.warmup_ratio * (examples // p.batch_size) * p.epochs)
-    return max(1, round(p.warmup_ratio * steps(examples, p)))
+    total = steps(examples, p)
+    return min(max(1, round(p.warmup_ratio * total)), total - 1)  # a warm-up's first step has rate 0: a single step gets none
 
 
 def linear_schedule(examples: int, p):

@@ -90,6 +90,21 @@ def test_restore_puts_every_weight_back_exactly(tiny_model):
     assert all(torch.equal(before[name], weight) for name, weight in backbone.model.named_parameters())
 
 
+@pytest.mark.parametrize("ignored", [{"gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9)},
+                                     {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8)}])
+def test_what_an_old_checkpoint_keeps_beside_its_weights_is_not_restored_into_the_head(tmp_path, ignored):
+    from conftest import save_model
+    from transformers import GPTNeoXConfig
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
+    folder = Path(save_model(tmp_path / "neox", GPTNeoXConfig(**shape)))
+    edit_weights(folder, lambda weights: weights.update(ignored))
+    backbone = load_backbone(str(folder), precision="float32")
+    before = backbone.output.clone()
+    backbone.restore()
+    assert torch.equal(backbone.output, before)
+
+
 def test_the_head_reads_the_hidden_state_as_wide_as_the_embeddings_are(tiny_opt_post_norm):
     backbone = load_backbone(tiny_opt_post_norm, precision="float32")
     assert backbone.model.config.hidden_size == 32 and backbone.width == 16

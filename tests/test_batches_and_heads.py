@@ -112,6 +112,13 @@ def test_a_text_that_is_too_long_is_cut_in_its_longest_column_and_counted(backbo
     assert text.startswith("The nurse slept.") and text.endswith(" Question: No. ?")
 
 
+def test_two_long_columns_are_cut_in_turn(backbone):
+    frame = pd.DataFrame({"a": ["The nurse slept. " * 40], "b": ["No pilot saw the doctor. " * 40], "label": [0]})
+    cut = encode(backbone, frame, "{a} Question: {b} ?", 48)
+    text = backbone.tokenizer.decode(cut.ids[0])
+    assert cut.cut == 1 and len(cut.ids[0]) <= 48 and "nurse" in text and "pilot" in text and text.endswith(" ?")
+
+
 def test_a_pattern_that_leaves_no_room_for_the_text_is_refused(backbone):
     frame = pd.DataFrame({"a": ["The nurse slept. "], "label": [0]})
     with pytest.raises(BadInput, match="max_length: 8 leaves no room"):

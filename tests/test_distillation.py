@@ -292,7 +292,7 @@ def test_results_stand_side_by_side_and_copies_are_one_trial():
     table = side_by_side(trials, own="student after").set_index("who")
     assert list(table.index) == ["teacher", "student before", "student after"]
     assert table["trials (distinct)"].tolist() == ["2 (2)", "1 (1)", "2 (2)"]
-    assert table.loc["student before", "accuracy, % [95 % interval]"] == "50.0 [one trial]"
+    assert table.loc["student before", "accuracy, % [95 % interval]"] == "50.0 [no interval]"
 
 
 @pytest.mark.parametrize("values, words", [

@@ -9,7 +9,9 @@ import pytest
 
 from lowres import records
 from lowres.errors import BadInput
-from lowres.parameters import Vanilla
+from lowres.identity import weights
+from lowres.notebook import stored
+from lowres.parameters import METHODS, WHEREABOUTS, Vanilla
 from lowres.tasks import read_task
 
 PREDICTIONS = pd.DataFrame({"trial": [0], "set": ["a"], "row": [3], "label": [1], "prediction": [0], "logit_x": np.float32([0.5])})
@@ -28,6 +30,29 @@ def test_a_fingerprint_changes_with_whatever_changes_results(monkeypatch):
     ]
     monkeypatch.setattr(records, "RESULTS_VERSION", records.RESULTS_VERSION + 1)
     assert len({mark(), *changed}) == len(changed) + 1
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_is_in_the_fingerprint_itself_or_through_what_it_names(method):
+    """But for where and on what it is computed; a model's, a teacher's and a task's name stand for their contents."""
+    default = METHODS[method]()
+    for key, value in default.model_dump().items():
+        if key in WHEREABOUTS | {"model", "task", "teacher", "also_evaluate"}:
+            continue
+        other = default.model_copy(update={key: "another value" if value != "another value" else 0})
+        assert mark(method=method, parameters=other) != mark(method=method, parameters=default), key
+
+
+def test_the_way_a_path_is_written_does_not_change_a_fingerprint(tiny_llama):
+    asked = METHODS["distillation"](model=tiny_llama, teacher=tiny_llama)
+    kept = METHODS["distillation"](**stored(asked))
+    assert mark(method="distillation", parameters=asked) == mark(method="distillation", parameters=kept)
+
+
+def test_a_larger_teachers_weights_are_part_of_what_a_trial_is_known_by(tiny_llama, tiny_opt):
+    alone, taught = (weights(METHODS["distillation"](model=tiny_llama, teacher=teacher)) for teacher in ("", tiny_opt))
+    assert taught.startswith(alone) and taught != alone
 
 
 def test_a_fingerprint_does_not_change_with_where_or_on_what_it_is_computed():
@@ -73,6 +98,13 @@ def test_a_record_of_another_schema_is_told_by_file_and_version(tmp_path):
     records.write_json(tmp_path / "record.json", {"schema_version": 0})
     with pytest.raises(BadInput, match="record.json: schema_version: 0, not 1"):
         records.read_record(tmp_path)
+
+
+def test_a_trial_that_does_not_count_is_put_aside_not_overwritten(tmp_path):
+    records.write_trial(tmp_path, TRIAL, PREDICTIONS)
+    records.put_trial_aside(tmp_path, 0)
+    assert not list((tmp_path / "trials").iterdir())
+    assert sorted(path.suffix for path in (tmp_path / "aside").iterdir()) == [".json", ".parquet"]
 
 
 def test_copies_are_counted_as_copies():

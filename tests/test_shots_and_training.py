@@ -87,7 +87,12 @@ def test_as_coded_steps_and_warm_up_are_those_of_the_authors(shots, expected_ste
 
 
 def test_as_described_there_is_always_a_warm_up():
-    assert warmup_steps(4, Vanilla(epochs=1)) == 1 and warmup_steps(32, Vanilla()) == 4
+    assert warmup_steps(4, Vanilla(epochs=2)) == 1 and warmup_steps(32, Vanilla()) == 4
+
+
+def test_a_single_step_trains():
+    """The first step of a warm-up has rate 0."""
+    assert linear_schedule(4, Vanilla(epochs=1))(0) == 1
 
 
 @pytest.mark.parametrize("examples", [4, 100, 256])

@@ -76,6 +76,22 @@ def test_a_faulty_task_is_told_by_file_key_and_value(make_task, changes, message
         load_task(*make_task(**changes))
 
 
+def test_an_empty_text_is_told_by_file_column_and_row(make_task):
+    with pytest.raises(BadInput, match="train.tsv: text: is empty in row 1"):
+        load_task(*make_task(train="text\tlabel\nfine day\tgood\n \tbad\n"))
+
+
+def test_cola_from_the_hub_is_read_though_the_hub_knows_no_sources(monkeypatch):
+    """GLUE's CoLA: a sentence, a label by its name, an index; a stand-in, since no test reaches the hub."""
+    def split(hub):
+        rows = range(8) if hub.split == "train" else range(100, 108) if hub.split == "validation[:527]" else range(200, 208)
+        return pd.DataFrame({"sentence": [f"Sentence {i}." for i in rows], "label": ["acceptable", "unacceptable"] * 4, "idx": list(rows)})
+
+    monkeypatch.setattr("lowres.tasks.from_hub", split)
+    task = load_task("cola", evaluation_rows=4)
+    assert len(task.pool) == 8 and [len(rows) for rows in task.evaluation.values()] == [4, 4]
+
+
 def test_a_task_that_is_not_there_is_told_with_near_names():
     with pytest.raises(BadInput, match="there is no task 'gramar' .did you mean \"grammar\""):
         read_task("gramar")

@@ -1,0 +1,117 @@
+"""Which method to use within a budget: the pick, the runner-up, and the probability that the pick is the best.
+
+The probability is the paired bootstrap's: seeds are drawn anew, all candidates together, and the share of draws is counted in which a
+candidate's mean is the highest. Candidates compete with one another, so the luck of the best of many is counted in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lowres.analysis import interval
+from lowres.collection import EXERCISE, safe
+from lowres.contrasts import SEEDS_FOR_A_VERDICT
+
+CLEAR = 0.8  # below this probability there is no clear winner
+RUN = ["method", "variant", "model", "shots"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent. 0: no limit."""
+
+    labels_per_class: int = 0
+    memory_gb: float = 0.0
+    seconds: float = 0.0
+    out_of_domain_matters: bool = True
+
+
+def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list[str]]:
+    """(seeds, candidates): scores in percent of one task's runs that the budget allows, and why others are out.
+
+    A score is in-domain accuracy; if out of domain matters, the mean of in-domain and out-of-domain accuracy. Each method, variant
+    and model enters with the most shots allowed.
+    """
+    out = []
+    lines = trials.assign(count=pd.to_numeric(trials["shots"], errors="coerce").fillna(np.inf))
+    if budget.labels_per_class:
+        lines = lines[lines["count"] <= budget.labels_per_class]
+        if not len(lines):
+            return pd.DataFrame(), [f"the fewest shots in this study are more than {budget.labels_per_class} a class"]
+    most = lines.groupby(["method", "variant", "model"], sort=False)["count"].transform("max")
+    lines = lines[lines["count"] == most]
+    scores = {}
+    for key, run in lines.groupby(RUN, sort=False):
+        name, once = label(key), run.drop_duplicates("seed")
+        for limit, measure, unit in ((budget.memory_gb, "memory", "GB"), (budget.seconds, "seconds", "s")):
+            if limit and once[measure].mean() > limit:
+                out.append(f"{name}: {once[measure].mean():.1f} {unit}, more than {limit:g}")
+                break
+        else:
+            wanted = run if budget.out_of_domain_matters else run[run["domain"] == "in"]
+            scores[name] = 100 * wanted.groupby(["seed", "domain"])["accuracy"].mean().groupby("seed").mean()
+    table = pd.DataFrame(scores)
+    short = [name for name in table if table[name].isna().any()]
+    out += [f"{name}: not all of the seeds yet" for name in short]
+    return table.drop(columns=short), out
+
+
+def label(key: tuple) -> str:
+    method, variant, model, shots = key
+    return f"{method}{f' ({variant})' if variant else ''}, {model}, {shots}-shot"
+
+
+def probability_best(scores: np.ndarray, times: int = 10_000) -> np.ndarray:
+    """(candidates,): the share of paired bootstrap draws of the seeds in which each candidate of `scores` (seeds, candidates) is the best."""
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), times) @ scores
+    best = np.isclose(drawn, drawn.max(axis=1, keepdims=True), rtol=0, atol=1e-9)
+    return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)  # equals share the draw
+
+
+def advise(trials: pd.DataFrame, budget: Budget) -> str:
+    """The advice for each task of a study, as Markdown."""
+    if not len(trials):
+        return "There are no results to give advice from yet."
+    lines = [EXERCISE] if trials["embedded"].all() else []
+    score = "the mean of in-domain and out-of-domain accuracy" if budget.out_of_domain_matters else "in-domain accuracy"
+    limits = ((budget.labels_per_class, "labels a class"), (budget.memory_gb, "GB"), (budget.seconds, "s a trial"))
+    said = [f"{value:g} {unit}" for value, unit in limits if value]
+    lines.append(f"Budget: {', '.join(said) if said else 'no limit'}. Best means the highest {score}.")
+    lines += [f"- **{safe(task)}**: {_for_task(part, budget)}" for task, part in trials.groupby("task", sort=False)]
+    return "\n\n".join(line for line in lines)
+
+
+def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
+    table, out = candidates(trials, budget)
+    outside = f" Left out: {safe('; '.join(out[:6]))}{' …' if len(out) > 6 else ''}." if out else ""
+    if not table.shape[1]:
+        return f"nothing in this study fits the budget.{outside}"
+    order = table.mean().sort_values(ascending=False, kind="stable").index
+    pick, constant = order[0], _constant(trials, budget)
+    low, high = interval(table[pick])
+    ends = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    how = f"{table[pick].mean():.1f} %{ends} over {len(table)} seeds; constant prediction {constant:.1f} %"
+    if len(table) < SEEDS_FOR_A_VERDICT:
+        few = f"{len(table)} seed(s) are too few to say (at least {SEEDS_FOR_A_VERDICT})"
+        return f"**no clear winner**: {few}. Ahead so far: {safe(pick)} ({how}).{outside}"
+    if low <= constant:
+        return f"**none**: the best, {safe(pick)} ({how}), is not shown to be better than always giving the commonest label.{outside}"
+    if len(order) == 1:
+        return f"**{safe(pick)}** ({how}): the only one within the budget, so nothing was compared.{outside}"
+    chance = dict(zip(table, probability_best(table.to_numpy())))
+    runner = order[1]
+    gap = table[pick] - table[runner]
+    ends = "".join(f" [{a:+.1f}, {b:+.1f}]" for a, b in [interval(gap)])
+    second = f"runner-up {safe(runner)} ({chance[runner]:.0%}), behind by {gap.mean():.1f} points{ends}"
+    if chance[pick] >= CLEAR:
+        return f"**{safe(pick)}** ({how}), the best with probability {chance[pick]:.0%}; {second}.{outside}"
+    return f"**no clear winner**: {safe(pick)} is ahead ({how}) and the best with a probability of only {chance[pick]:.0%}; {second}.{outside}"
+
+
+def _constant(trials: pd.DataFrame, budget: Budget) -> float:
+    lines = trials if budget.out_of_domain_matters else trials[trials["domain"] == "in"]
+    return 100 * float(lines.groupby("domain")["constant"].mean().mean())

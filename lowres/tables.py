@@ -1,0 +1,199 @@
+"""A study's tables as they are read: static in the notebook, and as CSV and LaTeX files beside it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from pandas.io.formats.style import Styler
+
+from lowres import contrasts, records
+from lowres.analysis import RUN, printable, summary
+from lowres.claims import Paired
+from lowres.collection import EXERCISE, Collected, safe
+from lowres.contrasts import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
+from lowres.predicted import crossed
+from lowres.published import difference
+from lowres.verdicts import UNDECIDED, Judged, seeds_to_decide
+
+NOTHING = "No run of this study has results yet."
+
+
+def result_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """Numbers, a line a run and evaluation set: accuracy, its interval, the gap to the other domain, MCC, yardstick, cost. Shares, GB, seconds."""
+    if not len(trials):
+        return pd.DataFrame()
+    table = summary(trials, [*RUN, "set", "domain"])
+    inside = table[table["domain"] == "in"].groupby(RUN, sort=False)["accuracy"].mean()
+    keys = pd.MultiIndex.from_frame(table[RUN])
+    table["gap"] = np.where(table["domain"] == "out", inside.reindex(keys).to_numpy() - table["accuracy"], np.nan)
+    return table
+
+
+def shown_results(table: pd.DataFrame) -> Styler | Markdown:
+    """The result table as text for a reader: percentages, intervals and how each stands to its yardstick."""
+    if not len(table):
+        return Markdown(NOTHING)
+    shown = printable(table.drop(columns="gap"))
+    shown.insert(len(RUN) + 3, "gap, points", ["" if np.isnan(gap) else f"{100 * gap:+.1f}" for gap in table["gap"]])
+    return static(shown)
+
+
+def static(table: pd.DataFrame) -> Styler:
+    """A table that any viewer shows; whatever a name or a label contains is text."""
+    headed = table.rename(columns=lambda name: safe(name))
+    return headed.style.hide(axis="index").format(escape="html", na_rep="").set_properties(**{"text-align": "left"})
+
+
+def save(table: pd.DataFrame, folder: Path, name: str) -> str:
+    """Writes NAME.csv and NAME.tex into the study's folder, whole or not at all; says where, in Markdown."""
+    if not len(table) or not folder.is_dir():
+        return NOTHING
+    text = io.StringIO()
+    table.to_csv(text, index=False)
+    records.write_whole(folder / f"{name}.csv", text.getvalue())
+    records.write_whole(folder / f"{name}.tex", table.to_latex(index=False, escape=True, float_format="%.3f", na_rep=""))
+    return f"Also as `{name}.csv` and `{name}.tex`, beside this notebook."
+
+
+def verdict_table(found: list[Judged], margin: float) -> pd.DataFrame:
+    """A line a claim: the verdict, the p values after Holm, the seeds, and what an open one waits for."""
+    return pd.DataFrame([{
+        "claim": one.claim.number, "the paper says": one.claim.text, "verdict": one.verdict, "seeds": len(one.seeds) or "",
+        "p (paired t, Holm)": _p(one, one.holm), "p (sign-flip, Holm)": _p(one, one.holm_flip), "remarks": "; ".join(_remarks(one, margin)),
+    } for one in found])
+
+
+def _p(one: Judged, value: float) -> str:
+    return "" if one.missing or len(one.seeds) < SEEDS_FOR_A_VERDICT else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _remarks(one: Judged, margin: float) -> list[str]:
+    remarks = [*one.marks, *(["cannot be tested: " + "; ".join(one.missing)] if one.missing else [])]
+    copies = max((pair.copies for pair in one.pairs), default=0)
+    if copies:
+        remarks.append(f"{copies} seeds are copies of others and were not counted")
+    if one.verdict == UNDECIDED and not one.missing:
+        needed, had = seeds_to_decide(one, margin), len(one.seeds)
+        if had < SEEDS_FOR_A_VERDICT:
+            remarks.append(f"{had} seeds; below {SEEDS_FOR_A_VERDICT} there is no verdict")
+        if needed > had:
+            remarks.append(f"about {needed:.0f} seeds would decide it, by the spread measured")
+        elif needed <= had and had >= SEEDS_FOR_A_VERDICT:
+            remarks.append("a part of it lies too near a bound; more seeds help only if it is not on it")
+    return remarks
+
+
+def about_verdicts(found: Collected, margin: float) -> str:
+    """What the verdicts are about: whose tasks, which models and fidelity; and what a study like this cannot say. Markdown."""
+    if not len(found.trials):
+        return NOTHING + " The claims below wait for it."
+    trials = found.trials
+    models = ", ".join(safe(model) for model in trials["model"].unique())
+    lines = [f"The margin is {margin:g} points. Models: {models} (the paper's: OPT-125M and OPT-350M)."]
+    if found.exercise:
+        lines.append(f"{EXERCISE} The table shows how verdicts are reached; it is an exercise.")
+    elif not trials["task"].str.startswith(("cola", "mnli")).any():
+        lines.append("The paper spoke of CoLA and MNLI. Here its claims are asked of this study's tasks, so a verdict is about these.")
+    if (trials["fidelity"] == "as_coded").any():
+        described = (trials["fidelity"] == "as_described").any()
+        lines.append("Runs of the authors' code (`as_coded`) are left out of the claims." if described
+                     else "These runs follow the authors' code (`as_coded`), so the verdicts are about that.")
+    return "\n\n".join(lines)
+
+
+def rules(found: list[Judged]) -> pd.DataFrame:
+    return pd.DataFrame([{"claim": one.claim.number, "true if": one.claim.rule} for one in found])
+
+
+def contrast_table(found: list[Judged], margin: float, rows: bool = True) -> pd.DataFrame:
+    """A line a contrast of claims 1 to 6: the mean difference, points (cost: about percent), with what each interval generalises over."""
+    lines = []
+    for one in found:
+        for pair in one.pairs if one.claim.contrasts else ():
+            lines.append({"claim": one.claim.number, "contrast": pair.contrast.name, **_measured(pair, margin, rows)})
+    return pd.DataFrame(lines)
+
+
+def _measured(pair: Paired, margin: float, rows: bool) -> dict:
+    was = difference(pair.contrast)
+    before = {"published (description)": f"{was[0]:+.1f} ({was[1]} distinct results)" if was else ""}
+    if pair.missing:
+        return {"difference": pair.missing, **before}
+    d, part = pair.d, pair.part(margin)
+    low, high = contrasts.t_interval(d)
+    both = crossed(pair) if rows else None
+    bca = contrasts.bootstrap_interval(d)
+    few = len(d) < SEEDS_FOR_A_VERDICT
+    return {
+        "difference": f"{d.mean():+.2f}", "claimed": _claimed(part.low, part.high),
+        "95 % over seeds": _range((low, high)), "95 % over seeds and rows": _range(both),
+        f"bootstrap (from {SEEDS_FOR_A_BOOTSTRAP} seeds)": _range(bca), "spread": f"{np.std(d, ddof=1):.2f}" if len(d) > 1 else "",
+        "p (t)": "" if few else f"{contrasts.two_sided(d):.4f}",
+        "p (sign-flip)": "" if few else f"{contrasts.two_sided(d, contrasts.flip_above):.4f}",
+        "p (within the margin)": "" if few else f"{float(contrasts.equivalent([replace(part, side=False)], margin)):.4f}",
+        "seeds": len(d), "cells": len(pair.cells), **before,
+    }
+
+
+def _claimed(low: float, high: float) -> str:
+    return f"above {low:g}" if np.isinf(high) else f"below {high:g}" if np.isinf(low) else f"{low:+g} to {high:+g}"
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None or np.isnan(ends[0]) else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+
+
+def learning_rate_table(by_rate: dict[float, list[Judged]]) -> Styler | Markdown:
+    """Claims by learning rate: the verdict and the first contrast's mean difference."""
+    if not by_rate:
+        return Markdown("Each method has one learning rate in this study, so there is nothing to move a verdict.")
+    columns = {f"{rate:g}": [f"{one.verdict}" + (f" ({one.pairs[0].d.mean():+.1f})" if one.pairs and len(one.pairs[0].d) else "") for one in found]
+               for rate, found in by_rate.items()}
+    first = next(iter(by_rate.values()))
+    return static(pd.DataFrame({"claim": [one.claim.number for one in first], **columns}))
+
+
+def parts(found: Collected) -> pd.DataFrame:
+    """Accuracy in each part of the sets that the task files break down: a line a run, trial and part. Shares."""
+    lines = []
+    for run, trials in found.runs:
+        for trial in trials:
+            lines += [
+                {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task,
+                 "shots": run.parameters.shots, "seed": trial["seed"], "outcome": trial["outcome_sha256"], "set": name, "domain": scores["domain"],
+                 "part": part, "rows": values["n"], "accuracy": values["accuracy"], "constant": values.get("constant", np.nan)}
+                for name, scores in trial["sets"].items() for part, values in scores["by"].items()
+            ]
+    return pd.DataFrame(lines)
+
+
+def parts_table(table: pd.DataFrame) -> Styler | Markdown:
+    """Mean accuracy over seeds, percent: a line a part, a column a method and variant, at the most shots."""
+    if not len(table):
+        return Markdown("Nothing is broken down in this study so far.")
+    most = table[table["shots"].astype(str) == str(most_shots(table))]
+    lines = most.assign(line=(most["method"] + " " + most["variant"]).str.strip(), accuracy=100 * most["accuracy"])
+    wide = lines.pivot_table(index=["model", "task", "set", "part", "rows"], columns="line", values="accuracy", sort=False)
+    return static(wide.round(1).reset_index().map(lambda value: f"{value:.1f}" if isinstance(value, float) else value))
+
+
+def most_shots(table: pd.DataFrame) -> int | str:
+    """The largest count of shots; 'all' only where there is nothing else."""
+    counts = [shots for shots in table["shots"].unique() if not isinstance(shots, str)]
+    return max(counts) if counts else "all"
+
+
+def costs(trials: pd.DataFrame) -> Styler | Markdown:
+    """Means over seeds of a trial: seconds, peak memory, trained parameters; by method, variant, model, task and shots."""
+    if not len(trials):
+        return Markdown(NOTHING)
+    once = trials.drop_duplicates([*RUN, "seed"])
+    table = once.groupby(RUN, sort=False)[["train_seconds", "seconds", "memory", "trainable"]].mean().reset_index()
+    table["trainable"] = table["trainable"].map("{:,.0f}".format)
+    names = {"train_seconds": "training, s", "seconds": "whole trial, s", "memory": "peak memory, GB", "trainable": "trained parameters"}
+    return static(table.rename(columns=names).map(lambda value: f"{value:.2f}" if isinstance(value, float) else value))

@@ -1,0 +1,181 @@
+"""Tiny notebooks that stand for a method: they keep trials and a record as real ones do, and train nothing.
+
+    python tests/stand_ins.py STUDY OUTPUTS NOTEBOOKS WORKERS      runs a study as `lowres run` does, without its check of models
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import psutil
+import yaml
+
+from lowres import records
+from lowres.notebook import SCRATCH, STOP, Interrupted
+from lowres.orders import chosen
+from lowres.parameters import METHODS, ROOT, located, validated
+from lowres.status import Facts, classified
+from lowres.study import Run, Study, read_study
+
+PATIENCE = 120  # seconds until something that must happen is given up; nothing waits so long when all is well
+
+
+def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda seed: None) -> None:
+    """What a stand-in's cell calls: each seed not yet there is worked at and kept, then the record. Notes every execution."""
+    parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields}, "stand-in")
+    folder, record = located(parameters.output_dir), {"provenance": {}}
+    marks = Facts().fingerprints(Run(method, "", parameters), parameters.seeds, record)
+    for seed in parameters.seeds:
+        if records.read_trial(folder, seed, marks[seed]):
+            continue
+        if os.environ.get(STOP) and Path(os.environ[STOP]).exists():
+            raise Interrupted(f"before seed {seed}")
+        note(folder.parents[3], f"{method} {parameters.shots} {seed}")
+        start = time.monotonic()
+        work(seed)
+        content = f"predictions of {marks[seed]}".encode()
+        records.write_whole(folder / "trials" / f"seed-{seed}.parquet", content)
+        records.write_json(folder / "trials" / f"seed-{seed}.json", {
+            "seed": seed, "fingerprint": marks[seed], "predictions_sha256": hashlib.sha256(content).hexdigest(),
+            "seconds": {"other": time.monotonic() - start}, "sets": {"in_domain": {"accuracy": 0.5}},
+        })
+    trials = [records.read_trial(folder, seed, marks[seed]) for seed in parameters.seeds]
+    record |= {"schema_version": 1, "fingerprints": [trial["fingerprint"] for trial in trials], "trials": trials}
+    records.write_json(Path(os.environ[SCRATCH]) / "record.json", record)
+
+
+def finish(run: Run) -> None:
+    """What executing a stand-in for the run leaves behind, without a kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[SCRATCH] = folder
+        keep_trials(run.method, run.parameters.model_dump())
+        shutil.copy(Path(folder) / "record.json", run.folder / "record.json")
+        del os.environ[SCRATCH]
+    (run.folder / "run.ipynb").write_text("{}")
+
+
+def note(place: Path | str, text: str) -> None:
+    """A line, whole, however many processes write at once."""
+    place = Path(place)
+    place.mkdir(parents=True, exist_ok=True)
+    handle = os.open(place / "executed.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, f"{text}\n".encode())
+    os.close(handle)
+
+
+def noted(study: Study) -> list[str]:
+    file = study.folder / "executed.txt"
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def write_notebook(folder: Path, work: str = "pass", before: str = "pass", method: str = "vanilla") -> str:
+    """A notebook for `method`: runs `before`, then for each seed `work`. Returns the folder."""
+    cells = [
+        nbformat.v4.new_code_cell("model = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"import os, sys, time\n{before}"),
+        nbformat.v4.new_code_cell(
+            "from tests.stand_ins import keep_trials\n\ndef work(seed):\n    " + work.replace("\n", "\n    ")
+            + f"\n\nkeep_trials({method!r}, globals(), work)"
+        ),
+    ]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}}), folder / f"{method}.ipynb")
+    return str(folder)
+
+
+def write_study(folder: Path, seeds=(0,), shots=(2,), methods=("vanilla",), name: str = "small", **settings) -> Study:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({
+        "description": "a test's", "set": {"seeds": list(seeds), **settings}, "vary": {"shots": list(shots)},
+        "methods": [{"method": method} for method in methods],
+    }))
+    return read_study(str(path), outputs=str(folder / "outputs"))
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A private folder for temporary files: sockets want short paths."""
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_runner(study: Study, notebooks: str, temporary: Path, workers: int = 2, retries: int = 2, **environment: str) -> subprocess.Popen:
+    """A runner in a process of its own, and in a process group of its own, as a terminal's."""
+    command = [sys.executable, __file__, str(study.path), str(study.folder.parent), notebooks, str(workers), str(retries)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary), **environment}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+
+
+def family(runner: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(runner.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kernels(runner: subprocess.Popen) -> list[psutil.Process]:
+    return [process for process in family(runner) if "lowres.kernel" in command_line(process)]
+
+
+def workers(runner: subprocess.Popen) -> list[psutil.Process]:
+    return [process for process in family(runner) if "spawn_main" in command_line(process)]
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def eventually(condition: Callable[[], object], what: str) -> object:
+    """Waits until a condition holds: tests never guess how long something takes."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {PATIENCE} s in vain for {what}")
+
+
+def nothing_is_left(study: Study, temporary: Path, processes: list[psutil.Process] = ()) -> None:
+    """No kernels, sockets, scratch folders or locks, and no half files."""
+    eventually(lambda: not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "processes to end")
+    left = [str(file) for file in temporary.rglob("*")]
+    assert left == [], left
+    hidden = [file for file in study.folder.rglob(".*")]
+    assert hidden == [], hidden
+
+
+def main() -> None:
+    from lowres.execution import Options
+    from lowres.scheduling import run_study
+
+    path, outputs, notebooks, count, retries = sys.argv[1:]
+    study = read_study(path, outputs=outputs)
+    statuses = classified(study)
+    todo = chosen(statuses, frozenset())
+    outcome = run_study(study, statuses, todo, Options(notebooks=notebooks, retries=int(retries)), int(count)) if todo else None
+    states = [status.state for status in classified(study)]
+    sys.exit(130 if outcome and outcome.interrupted else 0 if set(states) == {"done"} else 1)
+
+
+if __name__ == "__main__":
+    main()

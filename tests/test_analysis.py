@@ -1,0 +1,120 @@
+"""A study's records gathered and told: tables, advice, the notebook, and bad input that ends in a sentence."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import METHODS, fill, filled, make_study
+
+from lowres import analysis, collection, tables
+from lowres.advice import Budget, advise, probability_best
+from lowres.parameters import ROOT
+from lowres.study import read_study
+
+
+def text_of(notebook) -> str:
+    parts = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error", output
+            data = output.get("data", {})
+            parts += [data[kind] if isinstance(data[kind], str) else "".join(data[kind]) for kind in ("text/markdown", "text/html") if kind in data]
+            parts.append(output.get("text", ""))
+    return "\n".join(parts)
+
+
+@pytest.fixture
+def executed(tmp_path):
+    def run(study, outputs, **parameters):
+        import papermill
+
+        asked = {"study": study, "outputs": outputs, **parameters}
+        return papermill.execute_notebook(ROOT / "notebooks" / "analysis.ipynb", tmp_path / "out.ipynb", asked, progress_bar=False, cwd=str(ROOT))
+    return run
+
+
+def test_interval_is_students():
+    low, high = analysis.interval([4.0, 5.0, 6.0, 7.0])  # mean 5.5, standard error 0.6455, t(3) 3.1824
+    assert (low, high) == pytest.approx((5.5 - 2.0543, 5.5 + 2.0543), abs=1e-3)
+    assert np.isnan(analysis.interval([1.0])).all()
+
+
+def test_a_whole_study_in_the_notebook(tmp_path, executed):
+    path, outputs = filled(tmp_path, shots=(2, 16), seeds=range(6), tasks=("cola", "mnli"))
+    notebook = executed(path, outputs, labels_per_class=2)
+    said = text_of(notebook)
+    assert "36 of 36 runs" in said and "supported" in said and "no clear winner" in said
+    folder = tmp_path / "outputs" / "made_up"
+    assert len(pd.read_csv(folder / "results.csv")) == 72 and "\\begin{tabular}" in (folder / "claims.tex").read_text()
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"} and (folder / "verdicts.json").is_file()
+    alts = [output["metadata"]["image/png"]["alt"] for cell in notebook.cells for output in cell.get("outputs", [])
+            if "image/png" in output.get("data", {})]
+    assert alts and all("trial" in alt for alt in alts)
+
+
+def test_an_empty_study(tmp_path, executed):
+    said = text_of(executed(make_study(tmp_path), str(tmp_path / "outputs")))
+    assert "There is nothing to analyse yet" in said and "no results to give advice from" in said
+
+
+def test_no_study(tmp_path, executed):
+    assert "could not be read" in text_of(executed("no_such_study", str(tmp_path)))
+
+
+def test_one_run_and_one_seed(tmp_path, executed):
+    said = text_of(executed(*filled(tmp_path, shots=(2,), methods=METHODS[:1], seeds=[3])))
+    assert "one seed only" in said and "no LoRA" in said and "one trial" in said
+
+
+def test_an_older_schema_and_mixed_studies(tmp_path):
+    path, outputs = filled(tmp_path, shots=(2, 16), methods=METHODS[:2])
+    study = read_study(path, outputs=outputs)
+    old = study.runs[0].folder / "record.json"
+    old.write_text(json.dumps({**json.loads(old.read_text()), "schema_version": 0}))
+    other = read_study(make_study(tmp_path, shots=(2, 16, 32), methods=METHODS[:2], epochs=3), outputs=outputs)  # the file was changed
+    fill(read_study(make_study(tmp_path, shots=(32,), methods=METHODS[:1]), outputs=outputs))
+    found = collection.collect_study(other)
+    said = collection.opening(found)
+    assert "schema_version" in said and said.count("Left out") >= 3 and not len(found.trials)
+    strangers = collection.collect_study(study)
+    assert "belong to runs that the study does not ask for" in collection.opening(strangers) and len(strangers.trials) == 3 * 10 * 2
+
+
+def test_a_killed_runs_trials_count(tmp_path):
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:1])
+    (read_study(path, outputs=outputs).runs[0].folder / "record.json").unlink()
+    assert collection.collect(path, outputs).trials["seed"].nunique() == 10
+
+
+def test_names_with_scripts_are_text(tmp_path):
+    nasty = "<script>alert(1)</script>"
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:2], models=(nasty,))
+    found = collection.collect(path, outputs)
+    for said in (collection.opening(found), tables.shown_results(tables.result_table(found.trials)).to_html(), tables.costs(found.trials).to_html(),
+                 advise(found.trials, Budget()), tables.parts_table(tables.parts(found)).to_html(), tables.about_verdicts(found, 2.0),
+                 tables.static(pd.DataFrame({nasty: [nasty]})).to_html()):
+        assert "<script" not in said
+
+
+def test_embedded_tasks_give_no_verdict_on_the_paper(tmp_path):
+    found = collection.collect(*filled(tmp_path, shots=(2,), tasks=("grammar",), methods=METHODS[:2]))
+    assert "nothing here is a verdict" in collection.opening(found) and "exercise" in tables.about_verdicts(found, 2.0)
+
+
+def test_advice(tmp_path):
+    effect = lambda run, domain: 12.0 if run.method == "lora" else 5.0  # noqa: E731
+    path, outputs = filled(tmp_path, shots=(2, 16), effect=effect, methods=[METHODS[0], {"method": "lora"}])
+    trials = collection.collect(path, outputs).trials
+    assert "**lora" in advise(trials, Budget()) and "probability 100%" in advise(trials, Budget())
+    assert "**vanilla" in advise(trials, Budget(seconds=100.0, memory_gb=0)) or "**lora" in advise(trials, Budget(seconds=100.0))
+    assert "nothing in this study fits" in advise(trials, Budget(labels_per_class=1))
+    assert "**none**" in advise(trials.assign(accuracy=trials["constant"] - 0.01), Budget())
+
+
+def test_probability_best_is_shared_by_equals():
+    scores = np.random.default_rng(0).normal(0, 1, (10, 1))
+    assert probability_best(np.hstack([scores, scores])) == pytest.approx([0.5, 0.5])
+    assert probability_best(np.hstack([scores, scores + 1]))[1] == 1
+
+

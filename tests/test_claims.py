@@ -1,0 +1,148 @@
+"""The claims' statistics against independent references, and the verdicts on made-up studies whose truth is known."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.weightstats import ttost_paired
+from synthetic import METHODS, fill, make_study
+
+from lowres import contrasts, verdicts
+from lowres.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
+from lowres.collection import collect
+from lowres.contrasts import Part
+from lowres.published import difference, published
+from lowres.study import read_study
+
+# Student's sleep data (1908): hours of extra sleep on two drugs, ten patients; t = 4.0621, df 9, p = 0.00283; interval 0.70 to 2.46.
+SLEEP = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]) - np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+
+
+def judged(tmp_path, effect, name="made_up", margin=2.0, spread=1.0, **options):
+    path = make_study(tmp_path, name=name, shots=(2, 16), **options)
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), effect, spread, predictions=False)
+    return verdicts.judge(collect(path, str(tmp_path / "outputs")).trials, margin)
+
+
+def test_paired_t_and_its_interval_are_students_own():
+    assert contrasts.two_sided(SLEEP) == pytest.approx(0.002833, abs=1e-6)
+    assert contrasts.t_interval(SLEEP) == pytest.approx((0.7001, 2.4599), abs=1e-4)
+
+
+def test_sign_flips_are_counted_one_by_one():
+    d = np.array([1.0, -2.0, 3.0, 4.0, 0.5, 2.0])
+    sums = [np.dot(signs, d) for signs in itertools.product((1, -1), repeat=6)]
+    assert contrasts.flip_above(d, 0) == pytest.approx(np.mean(np.array(sums) >= d.sum() - 1e-9))
+
+
+def test_two_one_sided_tests_are_those_of_statsmodels():
+    d = np.random.default_rng(1).normal(0.3, 1.5, 12)
+    expected = ttost_paired(d, np.zeros(12), -2, 2)[0]
+    assert contrasts.equivalent([Part(d, 0, np.inf)], 2.0) == pytest.approx(expected)
+
+
+def test_holm_is_the_worked_example():
+    # Four p values of Holm's step-down: 4 x 0.005, 3 x 0.01, then 2 x 0.03 and, as it may not fall, the same again.
+    assert contrasts.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_seeds_needed_are_cohens():
+    # Cohen (1988) and G*Power: a paired difference of half its spread at 5 %, 80 % power: 34 pairs.
+    assert contrasts.seeds_needed(spread=4.0, margin=2.0, claims=1, comparable=False) == 34
+    assert contrasts.seeds_needed(spread=4.0, margin=2.0, claims=7, comparable=False) > 34
+    needed = int(contrasts.seeds_needed(spread=2.0, margin=2.0, claims=7, comparable=True))
+    d = np.random.default_rng(0).normal(0, 2.0, (4000, needed))
+    assert (contrasts.supports([Part(d, -2, 2)]) < 0.025 / 7).mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_bootstrap_is_scipys_and_waits_for_twenty_seeds():
+    d = np.random.default_rng(2).gamma(2, 1, 24)
+    expected = stats.bootstrap((d,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    assert contrasts.bootstrap_interval(d) == pytest.approx(tuple(expected))
+    assert np.isnan(contrasts.bootstrap_interval(d[:19])[0])
+
+
+def test_identical_differences_are_no_certainty_where_there_is_none():
+    none = np.zeros(8)
+    assert contrasts.two_sided(none) == 1 and contrasts.equivalent([Part(none, 0, np.inf)], 2.0) == 0
+
+
+def test_rows_widen_the_interval():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(0, 50, (1, 200)) + rng.normal(1, 1, (10, 1))  # the rows differ, the seeds hardly
+    low, high = contrasts.crossed_interval([(1.0, matrix)])
+    by_seed = np.diff(contrasts.t_interval(matrix.mean(axis=1)))
+    assert high - low > 3 * by_seed and high - low == pytest.approx(2 * 1.96 * matrix.mean(axis=0).std() / np.sqrt(200), rel=0.15)
+
+
+def test_no_winner_needs_every_method_beaten_somewhere():
+    noise = np.random.default_rng(0).normal(0, 0.5, (4, 10))
+    split = [("a", "b", 5 + noise[0]), ("a", "b", -5 + noise[1])]
+    one = [("a", "b", 5 + noise[2]), ("a", "b", 5 + noise[3])]
+    assert verdicts.no_winner(split)[0] < 0.001 and verdicts.no_winner(split)[1]
+    assert verdicts.no_winner(one)[0] < 0.001 and not verdicts.no_winner(one)[1]
+
+
+def test_verdicts_find_the_truth(tmp_path):
+    def effect(run, domain):
+        good = {"vanilla": 8, "pbft": 2, "adaptive": 8, "lora": 7, "distillation": 3, "in_context": 1}[run.method]
+        return good + (4 if domain == "out" and run.method == "distillation" else 0)
+
+    found = {one.claim.number: one for one in judged(tmp_path, effect)}
+    assert found[1].verdict == "supported" and found[2].verdict == "supported"
+    assert found[4].verdict == "supported"  # the made-up LoRA takes less of both
+    assert found[5].verdict == "contradicted" and found[6].verdict == "contradicted"
+    assert found[7].verdict == "supported"
+    assert {len(one.seeds) for one in found.values()} == {10}
+
+
+def test_equal_methods_are_equivalent(tmp_path):
+    found = judged(tmp_path, lambda run, domain: 5.0, spread=0.5)
+    assert [one.verdict for one in found][:3] == ["equivalent", "equivalent", "supported"]
+
+
+def test_few_seeds_and_missing_methods_leave_claims_open(tmp_path):
+    few = judged(tmp_path, None, name="few", seeds=range(5))
+    assert {one.verdict for one in few} == {"undecided"}
+    some = judged(tmp_path, None, name="some", methods=METHODS[:2])
+    assert [one.verdict == "undecided" for one in some][1:] == [True] * 6 and "no LoRA" in some[2].missing
+
+
+def test_copies_are_counted_once(tmp_path):
+    path = make_study(tmp_path, shots=(2,), methods=METHODS[:2])
+    study = read_study(path, outputs=str(tmp_path / "outputs"))
+    fill(study, predictions=False)
+    for run in study.runs:
+        record = json.loads((run.folder / "record.json").read_text())
+        for trial in record["trials"][2:]:
+            trial.update({key: record["trials"][1][key] for key in ("outcome_sha256", "sets")})
+        (run.folder / "record.json").write_text(json.dumps(record))
+    pair = paired(relevant(collect(path, str(tmp_path / "outputs")).trials), Contrast(VANILLA, PBFT, "in"))
+    assert len(pair.seeds) == 2 and pair.copies == 8
+
+
+def test_a_study_that_grew_after_its_verdicts_is_marked(tmp_path):
+    first = judged(tmp_path, None, seeds=range(6))
+    verdicts.remember(tmp_path / "outputs" / "made_up", first, 2.0)
+    assert not any(one.marks for one in first)
+    grown = judged(tmp_path, None, seeds=range(10))
+    verdicts.remember(tmp_path / "outputs" / "made_up", grown, 1.0)
+    assert "extended" in grown[0].marks[0] and "margin was 2" in grown[0].marks[1]
+
+
+def test_learning_rates_move_verdicts(tmp_path):
+    effect = lambda run, domain: 6.0 if run.method == "vanilla" and run.parameters.learning_rate < 5e-5 else 3.0  # noqa: E731
+    methods = [{"method": "vanilla", "vary": {"learning_rate": [1.0e-5, 1.0e-4]}}, {"method": "pbft"}]
+    path = make_study(tmp_path, shots=(2,), methods=methods)
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), effect, 0.5, predictions=False)
+    found = verdicts.by_learning_rate(collect(path, str(tmp_path / "outputs")).trials, 2.0)
+    assert found[1e-5][0].verdict == "supported" and found[1e-4][0].verdict == "equivalent"
+
+
+def test_the_published_numbers_are_what_they_are():
+    table = published()
+    assert table["copies"].sum() == 668 and len(table) == 119 and not table.duplicated(list(table.columns[:9])).any()
+    gap, count = difference(CLAIMS[0].contrasts[0])
+    assert abs(gap) < 20 and count > 10

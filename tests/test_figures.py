@@ -1,0 +1,52 @@
+"""Every figure has its yardstick, its count of trials and words that stand for it; names cannot break it."""
+
+import numpy as np
+import pytest
+from synthetic import filled
+
+from lowres import collection, figures, paper_figures, predicted, study_figures, tables
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return collection.collect(*filled(tmp_path_factory.mktemp("figures"), shots=(2, 16), seeds=range(3), models=("facebook/opt-125m", "a/$x^2$ <b>")))
+
+
+def drawn(found):
+    trials = found.trials
+    return [*figures.accuracy_against_shots(trials), *paper_figures.all_of_the_paper(trials, True), *paper_figures.in_against_out(trials, True),
+            *study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(predicted.calibration(trials)),
+            *study_figures.training_figures(found), *study_figures.cost_figures(trials), *study_figures.cost_against_shots(trials)]
+
+
+def test_all_are_drawn_and_say_what_they_show(found, tmp_path):
+    every = drawn(found)
+    assert len({one.name for one in every}) == len(every) >= 18
+    for one in every:
+        one.figure.savefig(tmp_path / "figure.svg")
+        text = " ".join(text.get_text() for text in one.figure.findobj(lambda artist: hasattr(artist, "get_text")))
+        assert "trial" in text and len(one.alt) > 80
+        dotted = [line for axes in one.figure.axes for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert dotted, f"{one.name} has no yardstick"
+
+
+def test_nothing_is_drawn_of_nothing():
+    empty = collection.Collected("empty")
+    assert drawn(empty) == []
+
+
+def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
+    looks = figures.styles(found.trials)
+    assert all(look["color"] == figures.COLOURS[method] and look["marker"] == figures.MARKERS[method] for (method, _), look in looks.items())
+    assert len(set(figures.MARKERS.values())) == len(figures.METHODS) == len(set(figures.COLOURS.values()))
+
+
+def test_calibration_error_is_the_mean_gap():
+    bins = np.zeros((1, predicted.BINS, 3))
+    bins[0, 9], bins[0, 5] = (100, 95, 80), (100, 55, 55)  # 95 % sure and 80 % right on half of the rows: 7.5 points over all
+    error = np.mean(np.abs(bins[:, :, 1] - bins[:, :, 2]).sum(axis=1) / bins[:, :, 0].sum(axis=1))
+    assert error == pytest.approx(0.075)
+
+
+def test_pareto_front():
+    assert study_figures.pareto([(1, 5), (2, 4), (3, 9), (2, 7), (2, 6)]) == [(1, 5), (2, 7), (3, 9)]

@@ -1,0 +1,253 @@
+"""Many runs on Dask: which are executed, what one failure does to the others, stopping, and clusters that are not ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from dask.system import CPU_COUNT
+from stand_ins import eventually, family, finish, noted, nothing_is_left, short_folder, start_runner, write_notebook, write_study
+
+from lowres.cluster import default_workers, given_cluster
+from lowres.errors import BadInput
+from lowres.execution import Options, analyse, execute
+from lowres.orders import Order, carry_out, chosen
+from lowres.parameters import ROOT
+from lowres.running import Ended
+from lowres.scheduling import Outcome, run_study
+from lowres.status import TimeLeft, as_json, classified, remaining
+from lowres.study import narrowed
+
+
+@pytest.fixture
+def temporary(monkeypatch):
+    with short_folder() as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield folder
+
+
+def run(study, notebooks, rerun=frozenset(), **more):
+    statuses = classified(study)
+    options = Options(notebooks=notebooks, rerun=rerun)
+    return run_study(study, statuses, chosen(statuses, rerun), options, workers=2, tell=lambda line: None, **more)
+
+
+def states(study) -> list[str]:
+    return [status.state for status in classified(study)]
+
+
+def test_one_failure_never_stops_the_others_and_every_trial_has_its_line_in_the_log(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4, 8])
+    run(study, write_notebook(tmp_path / "n", work="assert shots != 4, 'four'"))
+    assert states(study) == ["done", "failed", "done"]
+    lines = (study.folder / "run.log").read_text().splitlines()
+    assert sum(" seed " in line and "accuracy" not in line and "in_domain 0.500" in line for line in lines) == 4
+    assert sum("4-shot: failed" in line and "AssertionError: four" in line for line in lines) == 1
+    nothing_is_left(study, temporary)
+
+
+def test_the_first_failure_stops_the_others_when_asked_to(tmp_path, temporary):
+    study = write_study(tmp_path, shots=[2, 4, 8, 16, 32, 64, 128])
+    failed = str(study.folder / "failed")
+    work = f"assert shots != 2\nwhile not os.path.exists({failed!r}): time.sleep(0.05)\ntime.sleep(1)"
+    run(study, write_notebook(tmp_path / "n", work=work), fail_fast=True)
+    assert states(study)[0] == "failed" and "missing" in states(study)
+    nothing_is_left(study, temporary)
+
+
+def test_adding_seeds_to_a_finished_study_runs_only_the_new_trials(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4])
+    for one in study.runs:
+        finish(one)
+    before = {file: file.read_bytes() for file in study.folder.rglob("seed-*")}
+    larger = write_study(tmp_path, seeds=[0, 1, 2], shots=[2, 4])
+    assert states(larger) == ["partial", "partial"]
+    executed = noted(study)
+    run(larger, write_notebook(tmp_path / "n"))
+    assert states(larger) == ["done", "done"] and sorted(noted(larger)[len(executed):]) == ["vanilla 2 2", "vanilla 4 2"]
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_two_runners_on_one_study_execute_no_run_twice_and_lose_none(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4, 8])
+    notebooks = write_notebook(tmp_path / "n", work="time.sleep(0.3)")
+    runners = [start_runner(study, notebooks, temporary) for _ in range(2)]
+    assert [runner.wait(300) for runner in runners] == [0, 0], [runner.stdout.read() for runner in runners]
+    assert sorted(noted(study)) == sorted(f"vanilla {shots} {seed}" for shots in (2, 4, 8) for seed in (0, 1))
+    nothing_is_left(study, temporary)
+
+
+def test_ctrl_c_lets_the_trials_at_work_finish_and_keeps_them(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=range(50), shots=[2, 4, 8])
+    runner = start_runner(study, write_notebook(tmp_path / "n", work="time.sleep(0.5)"), temporary)
+    eventually(lambda: len(noted(study)) >= 4, "trials to begin")
+    processes = family(runner)
+    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does: to workers too
+    assert runner.wait(120) == 130, runner.stdout.read()
+    finished = {f"vanilla {run.parameters.shots} {file.stem[5:]}" for run in study.runs for file in run.folder.glob("trials/*.json")}
+    assert set(noted(study)) == finished, "every trial that was begun was finished and written"
+    assert set(states(study)) <= {"partial", "missing"} and not (study.folder / "failed").exists()
+    nothing_is_left(study, temporary, processes)
+
+
+def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4])
+    runner = start_runner(study, write_notebook(tmp_path / "n", work="time.sleep(600 if seed else 0)"), temporary)
+    eventually(lambda: len(noted(study)) == 4, "the second trials to begin")
+    processes = family(runner)
+    os.killpg(runner.pid, signal.SIGINT)
+    eventually(lambda: list(study.folder.glob(".stop-*")), "the first to be heard")
+    os.killpg(runner.pid, signal.SIGINT)
+    assert runner.wait(120) == 130, runner.stdout.read()
+    assert states(study) == ["partial", "partial"] and [status.finished for status in classified(study)] == [1, 1]
+    assert not (study.folder / "failed").exists()
+    nothing_is_left(study, temporary, processes)
+
+
+def test_each_worker_has_a_gpu_and_its_part_of_the_threads(tmp_path, temporary, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
+    assert default_workers() == 2
+    study = write_study(tmp_path, shots=[2, 4])
+    place, notes = str(tmp_path), str(tmp_path / "executed.txt")
+    meet = f"note({place!r}, os.environ['CUDA_VISIBLE_DEVICES'] + ' ' + os.environ['OMP_NUM_THREADS'])\n"
+    meet += f"while len(open({notes!r}).readlines()) < 2: time.sleep(0.05)"
+    run(study, write_notebook(tmp_path / "n", work=f"from tests.stand_ins import note\n{meet}"))
+    assert sorted((tmp_path / "executed.txt").read_text().splitlines()) == [f"{gpu} {max(1, CPU_COUNT // 2)}" for gpu in (3, 7)]
+
+
+def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_go_on(tmp_path, temporary):
+    study = write_study(tmp_path, shots=[2, 4, 8])
+    run(study, write_notebook(tmp_path / "n", work="if shots == 2: os.kill(os.getppid(), 9); time.sleep(600)"))
+    assert states(study) == ["failed", "done", "done"]
+    assert noted(study).count("vanilla 2 0") == 3 and "worker process died under it 3 times" in classified(study)[0].failure["message"]
+    nothing_is_left(study, temporary)
+
+
+@pytest.fixture
+def other_cluster(temporary):
+    """Somebody's scheduler at a TCP address; the function starts a worker of it, with more environment if need be."""
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+    file = temporary / "scheduler.json"
+    processes = [subprocess.Popen([*command, "--scheduler-file", str(file)], cwd=temporary, stderr=subprocess.DEVNULL)]
+    eventually(lambda: file.is_file() and file.stat().st_size, "the scheduler to start")
+
+    def worker(**environment: str) -> str:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1", "--nworkers", "1"]
+        command += ["--no-dashboard", "--local-directory", str(temporary)]
+        processes.append(subprocess.Popen(command, cwd=temporary, env={**os.environ, **environment}, stderr=subprocess.DEVNULL))
+        return json.loads(file.read_text())["address"]
+
+    yield worker
+    for process in processes[::-1]:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_workers_missing_project_is_told_at_the_start(tmp_path, other_cluster):
+    (tmp_path / "elsewhere" / "lowres").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "lowres" / "__init__.py").write_text("raise ImportError('no lowres here')")
+    address = other_cluster(PYTHONPATH=str(tmp_path / "elsewhere"))
+    with pytest.raises(BadInput, match="does not have the project installed"), given_cluster(address, tmp_path / "outputs"):
+        pass
+
+
+def test_outputs_that_a_worker_does_not_see_are_told_at_the_start(tmp_path, other_cluster, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # in the home folder, which is another one there
+    address = other_cluster(HOME=str(tmp_path / "elsewhere"))
+    with pytest.raises(BadInput, match="a shared folder is needed"), given_cluster(address, tmp_path / "outputs"):
+        pass
+
+
+def test_a_scheduler_that_does_not_answer_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("lowres.cluster.PATIENCE", 1)
+    with pytest.raises(BadInput, match="no Dask scheduler answers"), given_cluster("tcp://127.0.0.1:9", tmp_path):
+        pass
+
+
+def test_planning_and_status_of_10000_runs_load_neither_torch_nor_pandas(tmp_path):
+    study = write_study(tmp_path, shots=range(1, 5001), methods=["vanilla", "pbft"])
+    for one in study.runs[:20]:
+        finish(one)
+    code = f"""
+import sys
+from lowres.status import classified
+from lowres.study import read_study
+study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
+found = [status.state for status in classified(study)]
+print(len(found), found.count("done"), {{"torch", "pandas", "transformers"}} & set(sys.modules))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout.strip() == "10000 20 set()", answer.stderr
+
+
+def test_only_takes_a_part_of_the_study(tmp_path):
+    study = write_study(tmp_path, shots=[2, 4], methods=["vanilla", "pbft"])
+    assert [one.name for one in narrowed(study, "method=pbft,shots=4").runs] == [study.runs[3].name]
+    assert len(narrowed(study, "shots=2,shots=4").runs) == 4
+    for wrong in ("method", "metod=pbft", "method=none"):
+        with pytest.raises(BadInput, match="--only"):
+            narrowed(study, wrong)
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    study = write_study(tmp_path, shots=[2, 4])
+    assert carry_out(Order(str(study.path), outputs=str(study.folder.parent), dry_run=True)) == 0
+    assert capsys.readouterr().out.count("would execute") == 2 and not study.folder.exists()
+
+
+def test_the_time_left_comes_from_what_was_measured(tmp_path):
+    study = write_study(tmp_path, shots=[2, 4, 8])
+    statuses = classified(study)
+    assert TimeLeft(statuses).of(remaining(statuses), 2) is None
+    time_left = TimeLeft(statuses)
+    time_left.add(study.runs[0], 10.0)
+    time_left.add(study.runs[1], 30.0)
+    assert time_left.of({study.runs[0]: 2, study.runs[2]: 1}, 2) == (2 * 10 + 20) / 2
+    finish(study.runs[0])
+    answer = json.loads(as_json(study, classified(study), 2))
+    assert answer["counts"] == {"done": 1, "missing": 2} and answer["finished"] == 1 and len(answer["runs"]) == 3
+
+
+@pytest.fixture
+def orders(tmp_path, monkeypatch):
+    """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
+    study = write_study(tmp_path, shots=[2, 4])
+    monkeypatch.setattr("lowres.orders._check", lambda study: None)
+
+    def in_turn(study, statuses, todo, options, *_):
+        return Outcome([execute(one, options) for one in todo])
+
+    monkeypatch.setattr("lowres.scheduling.run_study", in_turn)
+    return study, lambda **more: carry_out(Order(str(study.path), outputs=str(study.folder.parent), notebooks=str(tmp_path / "n"), **more))
+
+
+def test_the_exit_code_says_whether_all_is_done(tmp_path, temporary, orders, monkeypatch, capsys):
+    monkeypatch.setattr("lowres.orders._analysed", lambda *_: None)
+    study, order = orders
+    write_notebook(tmp_path / "n", work="assert shots != 4")
+    assert order() == 1 and states(study) == ["done", "failed"]
+    assert "1 failed runs wait for --retry-failed" in capsys.readouterr().err
+    assert order() == 1 and len(noted(study)) == 2, "a failed run is not tried again unasked"
+    finish(study.runs[1])
+    assert order() == 0
+    assert "analysis.ipynb first" in capsys.readouterr().out
+
+
+def test_a_finished_study_is_analysed_again_only_when_something_changed(tmp_path, monkeypatch):
+    study = write_study(tmp_path, shots=[2, 4])
+    finish(study.runs[0])
+    analysed = []
+
+    def run_notebook(notebook, output, *_):
+        analysed.append(notebook)
+        output.write_text((ROOT / "notebooks" / "analysis.ipynb").read_text())
+        return Ended()
+
+    monkeypatch.setattr("lowres.execution.run_notebook", run_notebook)
+    assert analyse(study, force=False) == "" and analyse(study, force=False) is None and len(analysed) == 1
+    finish(study.runs[1])
+    assert analyse(study, force=False) == "" and len(analysed) == 2
+    assert analyse(study) == "" and len(analysed) == 3
