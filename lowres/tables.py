@@ -51,7 +51,7 @@ def static(table: pd.DataFrame) -> Styler:
 
 def save(table: pd.DataFrame, folder: Path, name: str) -> str:
     """Writes NAME.csv and NAME.tex into the study's folder, whole or not at all; says where, in Markdown."""
-    if not len(table) or not folder.is_dir():
+    if not len(table) or folder == Path() or not folder.is_dir():  # no such study: then there is nowhere to write to
         return NOTHING
     text = io.StringIO()
     table.to_csv(text, index=False)
