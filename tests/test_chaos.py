@@ -22,7 +22,8 @@ from lowres.parameters import ROOT
 from lowres.scheduling import run_study
 from lowres.status import classified
 
-VARYING = {"seconds", "memory", "start", "end", "predictions_sha256"}  # of records: times, memory; environment holds the host
+# Of records: times and memory; the environment holds the host; and somebody may commit while the test runs.
+VARYING = {"seconds", "memory", "start", "end", "predictions_sha256", "commit", "dirty"}
 VICTIMS = {"kernel": kernels, "worker": workers}
 
 
