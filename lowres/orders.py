@@ -40,6 +40,8 @@ def carry_out(order: Order) -> int:
     study = narrowed(whole, order.only)
     statuses = classified(study)
     todo = chosen(statuses, order.rerun)
+    if todo and not order.dry_run:
+        _check(replace(study, runs=tuple(todo)))  # before anything is said or written: bad input is one sentence
     for line in problems(statuses):
         print(line)
     print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
@@ -64,7 +66,6 @@ def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
 
 
 def _executed(order: Order, study: Study, statuses: list[Status], todo: list[Run]) -> bool:
-    _check(replace(study, runs=tuple(todo)))
     from lowres.execution import Options
     from lowres.scheduling import run_study
 

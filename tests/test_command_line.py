@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lowres.parameters import ROOT
+from lowres.status import classified
 from lowres.study import read_study
 
 GOOD = {
@@ -85,7 +86,7 @@ def test_no_value_leads_out_of_the_outputs_folder(write_study, tmp_path, value):
 
 
 def test_status_plans_and_classifies_without_torch(write_study):
-    code = f"import sys; from lowres.study import read_study; [run.state() for run in read_study({write_study()!r}).runs]; assert 'torch' not in sys.modules"
+    code = f"import sys; from lowres.study import read_study; from lowres.status import classified; classified(read_study({write_study()!r})); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -93,8 +94,8 @@ def test_a_run_of_a_small_study_ends_with_where_to_read_it(write_study, tmp_path
     study, outputs = write_study(), tmp_path / "outputs"
     said = lowres("run", study, "--outputs", str(outputs))
     assert "analysis.ipynb" in said
-    runs = read_study(study, outputs=str(outputs)).runs
-    assert [run.state() for run in runs] == ["done", "done"]
-    for run in runs:
+    statuses = classified(read_study(study, outputs=str(outputs)))
+    assert [status.state for status in statuses] == ["done", "done"]
+    for run in (status.run for status in statuses):
         assert {"run.ipynb", "parameters.yaml", "record.json", "trials"} == {path.name for path in run.folder.iterdir()}
     assert Path(outputs / "tiny" / "analysis.ipynb").is_file()
