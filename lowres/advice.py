@@ -98,14 +98,14 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     if len(table) < SEEDS_FOR_A_VERDICT:
         few = f"{len(table)} seed(s) are too few to say (at least {SEEDS_FOR_A_VERDICT})"
         return f"**no clear winner**: {few}. Ahead so far: {safe(pick)} ({how}).{outside}"
-    if low <= constant:
+    if not low > constant:  # an interval that is not there shows nothing either
         return f"**none**: the best, {safe(pick)} ({how}), is not shown to be better than always giving the commonest label.{outside}"
     if len(order) == 1:
         return f"**{safe(pick)}** ({how}): the only one within the budget, so nothing was compared.{outside}"
     chance = dict(zip(table, probability_best(table.to_numpy())))
     runner = order[1]
     gap = table[pick] - table[runner]
-    ends = "".join(f" [{a:+.1f}, {b:+.1f}]" for a, b in [interval(gap)])
+    ends = "".join(f" [{a:+.1f}, {b:+.1f}]" for a, b in [interval(gap)] if not np.isnan(a))
     second = f"runner-up {safe(runner)} ({chance[runner]:.0%}), behind by {gap.mean():.1f} points{ends}"
     if chance[pick] >= CLEAR:
         return f"**{safe(pick)}** ({how}), the best with probability {chance[pick]:.0%}; {second}.{outside}"
