@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ class Run:
         self.method, self.parameters = method, parameters
         self.task_file = extended_task(parameters.task, tuple(parameters.also_evaluate))
         self.folder = located(parameters.output_dir) if parameters.output_dir else None
-        self.started = _now()
+        self.started, self.clock, self.load_seconds = _now(), time.perf_counter(), 0.0
         self.trials: list[dict[str, Any]] = []
         self.meter = Meter()
         self.backbone_identity = weights(parameters)
@@ -72,6 +73,7 @@ class Run:
         """
         from lowres.evaluation import evaluated, predictions
 
+        self.load_seconds = time.perf_counter() - self.clock
         for name, inputs in evaluation.items():
             if inputs.cut:
                 print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
@@ -136,7 +138,7 @@ class Run:
             "parameters": stored(self.parameters), "fingerprints": [trial["fingerprint"] for trial in self.trials],
             "distinct_trials": different, "trials": self.trials, "labels": task.labels, "notes": task.notes,
             "environment": environment(backbone), "provenance": provenance(self, task),
-            "start": self.started, "end": _now(),
+            "start": self.started, "end": _now(), "load_seconds": round(self.load_seconds, 3),  # data, backbone, token ids
         }
         scratch = os.environ.get(SCRATCH)
         records.write_json((Path(scratch) if scratch else self.folder) / "record.json", record)

@@ -24,6 +24,7 @@ from lowres.tasks import TaskFile
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint by what they name: weights and task files
 SCHEMA_VERSION = 1  # of the record's form
 RESULTS_VERSION = 1  # raise by hand whenever numbers change: a golden test fails when they did and this was not
 
@@ -51,7 +52,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task: TaskFile, data: dict[str, str], backbone: str) -> dict[int, str]:
     """Names trials, by seed, by all that changes their results: parameters, seed, task file, data, weights, RESULTS_VERSION."""
     content = {
-        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | {"model", "task", "teacher", "also_evaluate"}), "task": _content(task),
+        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | NAMES), "task": _content(task),
         "data": data, "backbone": backbone, "results_version": RESULTS_VERSION,
     }
     common = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
@@ -71,7 +72,8 @@ def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, 
 def _content(task: TaskFile) -> str:
     """A task file's checksum. Computed once: a study has a few tasks and thousands of runs."""
     if id(task) not in _contents:  # the task is kept with it, so that its id stays its own
-        _contents[id(task)] = (task, hashlib.sha256(json.dumps(task.model_dump(exclude={"description", "show_rows"}), sort_keys=True).encode()).hexdigest())
+        content = json.dumps(task.model_dump(exclude={"description", "show_rows"}), sort_keys=True)
+        _contents[id(task)] = (task, hashlib.sha256(content.encode()).hexdigest())
     return _contents[id(task)][1]
 
 
@@ -122,7 +124,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """A run's record, or None. Raises BadInput for one of another schema."""
     record = read_json(folder / "record.json")
     if record and record.get("schema_version") != SCHEMA_VERSION:
-        raise BadInput(f"{shown(folder / 'record.json')}: schema_version: {record.get('schema_version')!r}, not {SCHEMA_VERSION}: made by another version of lowres")
+        found = record.get("schema_version")
+        raise BadInput(f"{shown(folder / 'record.json')}: schema_version: {found!r}, not {SCHEMA_VERSION}: made by another version of lowres")
     return record
 
 
@@ -134,7 +137,7 @@ def read_predictions(folder: Path) -> pd.DataFrame:
 
 
 def distinct(trials: list[dict[str, Any]]) -> int:
-    """How many of the trials differ in their predictions: fewer than there are means copies, not trials."""
+    """How many of the trials differ in their label logits: fewer than there are means copies, not trials."""
     return len({trial["outcome_sha256"] for trial in trials})
 
 

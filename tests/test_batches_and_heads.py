@@ -11,7 +11,8 @@ from lowres.errors import BadInput
 from lowres.evaluation import predict
 from lowres.heads import Classifier, Verbalizer, word_ids
 
-SENTENCES = ["The nurse slept.", "Yes", "The children were playing in the garden, and the pilot has written a long letter to the doctor.", "No. No no."]
+LONG = "The children were playing in the garden, and the pilot has written a long letter to the doctor."
+SENTENCES = ["The nurse slept.", "Yes", LONG, "No. No no."]
 WORDS = [" No", " Yes"]
 
 

@@ -23,7 +23,7 @@ from lowres.scheduling import run_study
 from lowres.status import classified
 
 # Of records: times and memory; the environment holds the host; and somebody may commit while the test runs.
-VARYING = {"seconds", "memory", "start", "end", "predictions_sha256", "commit", "dirty"}
+VARYING = {"seconds", "load_seconds", "memory", "start", "end", "predictions_sha256", "commit", "dirty"}
 VICTIMS = {"kernel": kernels, "worker": workers}
 
 

@@ -86,7 +86,8 @@ def test_no_value_leads_out_of_the_outputs_folder(write_study, tmp_path, value):
 
 
 def test_status_plans_and_classifies_without_torch(write_study):
-    code = f"import sys; from lowres.study import read_study; from lowres.status import classified; classified(read_study({write_study()!r})); assert 'torch' not in sys.modules"
+    plan = f"from lowres.study import read_study; from lowres.status import classified; classified(read_study({write_study()!r}))"
+    code = f"{plan}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -31,7 +31,8 @@ def executed(tmp_path_factory, tiny_llama):
         if method not in folders:
             folder = folders[method] = tmp_path_factory.mktemp(method)
             asked = {"model": tiny_llama, "shots": 4, "evaluation_rows": 24, "seeds": [0, 1], "precision": "float32", "output_dir": str(folder)}
-            execute(method, folder / "run.ipynb", asked | ({"epochs": 8, "batch_size": 4, "learning_rate": 2.0e-3} if issubclass(METHODS[method], Trained) else {}))
+            training = {"epochs": 8, "batch_size": 4, "learning_rate": 2.0e-3} if issubclass(METHODS[method], Trained) else {}
+            execute(method, folder / "run.ipynb", asked | training)
         return folders[method]
     return get
 

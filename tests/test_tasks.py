@@ -8,7 +8,8 @@ import yaml
 from lowres.errors import BadInput
 from lowres.tasks import capped, load_task, read_task
 
-TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\nodd day\tbad\tb\nrainy day\tbad\tb\nNA\tgood\ta\n\"quoted\tbad\ta\n"
+TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\n" \
+        "odd day\tbad\tb\nrainy day\tbad\tb\nNA\tgood\ta\n\"quoted\tbad\ta\n"
 TEST = "text\tlabel\tsource\nrainy day\tbad\ta\nsunny day\tgood\tb\n"
 
 
@@ -58,7 +59,8 @@ def test_other_formats_read_the_same(make_task, tmp_path, ending):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"evaluaton": {}}, 'evaluaton: unknown key .did you mean "evaluation"'),
     ({"version": "1"}, "version: '1' is not accepted"),
-    ({"patterns": {"was": "{txt} It was", "plain": "{text}"}}, r"patterns.was: '\{txt\} It was' asks for 'txt', which is no text column .did you mean \"text\""),
+    ({"patterns": {"was": "{txt} It was", "plain": "{text}"}}, 
+     r"patterns.was: '\{txt\} It was' asks for 'txt', which is no text column .did you mean \"text\""),
     ({"patterns": {"was": "It was", "plain": "{text}"}}, "patterns.was: 'It was' has no place for the text column 'text'"),
     ({"patterns": {"was": "{text} It was"}}, "one must be called plain"),
     ({"label_words": {"words": {"bad": " bad"}}}, "label_words.words: a word for each of"),
