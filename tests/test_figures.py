@@ -50,3 +50,22 @@ def test_calibration_error_is_the_mean_gap():
 
 def test_pareto_front():
     assert study_figures.pareto([(1, 5), (2, 4), (3, 9), (2, 7), (2, 6)]) == [(1, 5), (2, 7), (3, 9)]
+
+
+def test_a_picture_of_few_colours_is_the_same_picture_in_a_fraction_of_the_bytes():
+    import io
+
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from PIL import Image
+
+    from lowres.figures import few_colours
+
+    figure, axes = plt.subplots()
+    axes.plot(np.random.default_rng(0).normal(size=(50, 4)))
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png")
+    plt.close(figure)
+    small = few_colours(whole)
+    before, after = (np.asarray(Image.open(picture).convert("RGB"), float) for picture in (whole, io.BytesIO(small)))
+    assert len(small) < 0.6 * len(whole.getvalue()) and np.abs(before - after).mean() < 2
