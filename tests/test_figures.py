@@ -69,3 +69,23 @@ def test_a_picture_of_few_colours_is_the_same_picture_in_a_fraction_of_the_bytes
     small = few_colours(whole)
     before, after = (np.asarray(Image.open(picture).convert("RGB"), float) for picture in (whole, io.BytesIO(small)))
     assert len(small) < 0.6 * len(whole.getvalue()) and np.abs(before - after).mean() < 2
+
+
+def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
+    import io
+
+    import numpy as np
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    from lowres.figures import COLOURS, few_colours
+
+    picture = np.full((400, 600, 3), 255, np.uint8)
+    picture[::7, :, :] = np.linspace(0, 255, 600).astype(np.uint8)[None, :, None]  # many greys
+    for i, colour in enumerate(COLOURS.values()):
+        picture[10 + 20 * i : 13 + 20 * i, 10:16] = np.round(255 * np.array(to_rgb(colour)))
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="png")
+    after = np.asarray(Image.open(io.BytesIO(few_colours(png))).convert("RGB"), float)
+    for i, colour in enumerate(COLOURS.values()):
+        assert np.abs(after[11 + 20 * i, 12] - 255 * np.array(to_rgb(colour))).max() < 25
