@@ -150,7 +150,8 @@ class CodedStudent(Classifier):
     """As the authors coded it: half their KL with the teacher's raw logits z as target, half the cross-entropy with gold labels.
 
     torch's `kl_div` says z log z - z log q; z log z is NaN for a negative logit, but a constant without gradient, so it is left out here:
-    the training is theirs, the loss a number. It may be negative, since z is no distribution.
+    the training is theirs (if their divergence was averaged over the batch, which is not known), the loss a number. It may be negative,
+    since z is no distribution.
     """
 
     def __init__(self, backbone, labels: int, seed: int, teacher: torch.Tensor, gold: torch.Tensor):

@@ -83,7 +83,8 @@ def few_colours(png: io.BytesIO) -> bytes:
     from PIL import Image
 
     smaller = io.BytesIO()
-    Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(smaller, format="png", optimize=True)
+    palette = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette.save(smaller, format="png", optimize=True)
     return smaller.getvalue()
 
 
