@@ -13,8 +13,9 @@ test: $(READY)
 chaos: $(READY)
 	.venv/bin/python -m pytest -m chaos
 
+# Memory settings as `lowres run` gives its kernels: a training step takes 0.7 s instead of 1.2 s.
 lab: $(READY)
-	.venv/bin/jupyter lab --notebook-dir=.
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 .venv/bin/jupyter lab --notebook-dir=.
 
 check: $(READY)
 	.venv/bin/ruff check .
