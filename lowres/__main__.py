@@ -103,7 +103,7 @@ def prepare() -> None:
 @app.command()
 def convert(model: str, folder: Path) -> None:
     """Turns a hub model's pickled weights into a checked folder of safetensors, once, for a model that has no others."""
-    from lowres.backbones import convert
+    from lowres.conversion import convert
 
     convert(model, located(str(folder)))
 

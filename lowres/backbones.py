@@ -11,9 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from torch import nn
 from lowres.adapters import behind_prompt, detach
 from lowres.errors import BadInput
 from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
-from lowres.parameters import located, shown
+from lowres.parameters import located
 
 Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
 CHUNK = 512  # attention over a whole long context at once would take gigabytes
@@ -135,7 +133,7 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto") -> B
     # so a float32 run that is asked for by name keeps exact products.
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     folder = resolve(name)
-    model = _load_model(folder, name)
+    model = load_model(folder, name)
     tokenizer = load_tokenizer(folder)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
@@ -185,7 +183,7 @@ def prefix_tokens(tokenizer) -> list[int]:
     return [] if separator is None or tokenizer.convert_ids_to_tokens(separator) != "<|endoftext|>" else [separator]
 
 
-def _load_model(folder: Path, name: str) -> nn.Module:
+def load_model(folder: Path, name: str) -> nn.Module:
     from transformers import AutoModelForCausalLM, logging
 
     weights_files(folder)  # says which file is missing, before transformers does
@@ -270,40 +268,3 @@ def _from_hub(name: str, weights: bool) -> Path:
     if not weights or any(folder.glob("*.safetensors")):
         return folder
     raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
-
-
-def convert(name: str, target: Path) -> None:
-    """A hub model that has only pickled weights -> a folder with safetensors, checked to load without a fault.
-
-    The one place where pickled weights are read, with torch's restricted reader (`weights_only`), and only when asked for.
-    """
-    from huggingface_hub import snapshot_download
-    from safetensors.torch import save_file
-
-    if target.exists():
-        raise BadInput(f"{shown(target)}: exists already")
-    repository, revision = split_revision(name)
-    source = located(name)
-    if not source.is_dir():
-        source = Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.bin"]))
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(source.glob("*.bin")):
-        weights |= torch.load(file, map_location="cpu", weights_only=True)
-    kept, seen = {}, set()
-    for key, value in weights.items():  # safetensors stores each memory once: a tied head is not written twice
-        if value.data_ptr() not in seen:
-            kept[key] = value.contiguous()
-            seen.add(value.data_ptr())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
-        for file in [*source.glob("*.json"), *source.glob("*.txt"), *source.glob("*.model")]:
-            if not file.name.endswith(".index.json"):
-                shutil.copy(file, scratch)
-        _load_model(scratch, name)
-        (scratch / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))
-        os.chmod(scratch, 0o755)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
