@@ -184,6 +184,7 @@ def prefix_tokens(tokenizer) -> list[int]:
 
 
 def load_model(folder: Path, name: str) -> nn.Module:
+    """A folder's causal language model in float32, its checkpoint held against its architecture. Raises BadInput for a tensor too many or too few."""
     from transformers import AutoModelForCausalLM, logging
 
     weights_files(folder)  # says which file is missing, before transformers does
