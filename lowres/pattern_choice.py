@@ -22,9 +22,9 @@ from lowres.batches import encode, pack
 from lowres.errors import BadInput
 from lowres.evaluation import BUDGET
 from lowres.heads import word_ids
+from lowres.prompts import empty_example
 from lowres.shots import Streams
 
-CONTENT_FREE = "N/A"
 FOLDS = 4
 ENOUGH = 16  # shots per class below which scores are noise and the default stays
 NOT_TRIED = ("plain", "as_coded")  # no place for a word; the authors' input for their random head
@@ -158,8 +158,7 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
 def _states(backbone, task_file, shots: pd.DataFrame, pattern: str, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states after the pattern, from one forward pass: the shots' (rows, width), and a content-free input's (width)."""
     backbone.whole.eval()
-    free = pd.DataFrame([{**dict.fromkeys(task_file.text, CONTENT_FREE), "label": 0}])
-    inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], free]), pattern, max_length)
+    inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], empty_example(task_file)]), pattern, max_length)
     states = torch.empty(len(inputs), backbone.width, device=backbone.device)
     for rows in pack(inputs.ids, backbone.device, budget=BUDGET):
         states[rows.texts] = backbone.hidden(rows)

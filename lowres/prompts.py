@@ -112,13 +112,18 @@ def predict_after(
     return logits
 
 
-def content_free(backbone, spec: TaskFile, pattern: str) -> Inputs:
-    """An input that says nothing: every text column is "N/A"."""
+def empty_example(spec: TaskFile) -> pd.DataFrame:
+    """A row that says nothing: every text column is "N/A"."""
     import pandas as pd
 
+    return pd.DataFrame([{**dict.fromkeys(spec.text, CONTENT_FREE), "label": 0}])
+
+
+def content_free(backbone, spec: TaskFile, pattern: str) -> Inputs:
+    """The same as an input, in a pattern."""
     from lowres.batches import encode
 
-    return encode(backbone, pd.DataFrame([{**dict.fromkeys(spec.text, CONTENT_FREE), "label": 0}]), pattern, backbone.context_length)
+    return encode(backbone, empty_example(spec), pattern, backbone.context_length)
 
 
 def calibrated(logits: np.ndarray, content_free: np.ndarray) -> np.ndarray:

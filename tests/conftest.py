@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
@@ -75,6 +76,15 @@ def tiny_llama(tmp_path_factory) -> str:
 @pytest.fixture(scope="session", params=["tiny_opt", "tiny_opt_post_norm", "tiny_llama"])
 def tiny_model(request) -> str:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def temporary(monkeypatch):
+    """A folder of its own for temporary files, with a short path (a socket's has at most 107 characters)."""
+    with short_folder() as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        yield folder
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ VARYING = {"seconds", "load_seconds", "memory", "start", "end", "predictions_sha
 VICTIMS = {"kernel": kernels, "worker": workers}
 
 
-@pytest.fixture
-def temporary(monkeypatch):
-    with short_folder() as folder:
-        monkeypatch.setenv("TMPDIR", str(folder))
-        monkeypatch.setattr("tempfile.tempdir", None)
-        yield folder
-
-
 def kept(study) -> dict:
     """Every finished trial's files, by path."""
     return {file: file.read_bytes() for run in study.runs for file in run.folder.glob("trials/seed-*")}

@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from stand_ins import eventually, finish, noted, nothing_is_left, short_folder, write_notebook, write_study
+from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook, write_study
 
 from lowres import records, scratch
 from lowres.execution import Options, execute
@@ -18,14 +18,6 @@ from lowres.identity import identity
 from lowres.parameters import ROOT
 from lowres.status import failure_folder, status_of
 from lowres.study import read_study
-
-
-@pytest.fixture
-def temporary(monkeypatch):
-    with short_folder() as folder:
-        monkeypatch.setenv("TMPDIR", str(folder))
-        monkeypatch.setattr("tempfile.tempdir", None)
-        yield folder
 
 
 def only_run(study):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from dask.system import CPU_COUNT
-from stand_ins import eventually, family, finish, noted, nothing_is_left, short_folder, start_runner, write_notebook, write_study
+from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
 
 from lowres.cluster import default_workers, given_cluster
 from lowres.errors import BadInput
@@ -19,14 +19,6 @@ from lowres.running import Ended
 from lowres.scheduling import Outcome, run_study
 from lowres.status import TimeLeft, as_json, classified, remaining
 from lowres.study import narrowed
-
-
-@pytest.fixture
-def temporary(monkeypatch):
-    with short_folder() as folder:
-        monkeypatch.setenv("TMPDIR", str(folder))
-        monkeypatch.setattr("tempfile.tempdir", None)
-        yield folder
 
 
 def run(study, notebooks, rerun=frozenset(), **more):
