@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowres import records
-from lowres.checks import check_method, check_words, forget_files
+from lowres.checks import check_method, check_words, forget_files, rehearse
 from lowres.identity import weights
 from lowres.meters import Meter, flops
 from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
@@ -164,6 +164,7 @@ def start(method: str, values: dict[str, Any]) -> Run:
     p = run.parameters
     check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
     check_method(p)
+    rehearse(p)
     return run
 
 
