@@ -5,6 +5,7 @@ from __future__ import annotations
 from lowres.backbones import Backbone, without_weights
 from lowres.batches import encode
 from lowres.distillation import drawn_from_pool, prepare
+from lowres.heads import behind_text
 from lowres.prompts import SEPARATOR, bare, demonstrated, instruction, longest
 from lowres.shots import Streams, draw
 from lowres.tasks import Task, TaskFile, load_task, read_task
@@ -36,7 +37,7 @@ def _surely_fits(reader: Backbone, spec: TaskFile, p) -> bool:
         words = spec.pick("label_words", p.label_words)
         context = len(reader.tokenize([instruction(spec, [words[label] for label in spec.labels]) + SEPARATOR])[0])
     else:
-        context = len(spec.labels) * (p.max_length + 1 + len(reader.tokenize([SEPARATOR])[0]))
+        context = len(spec.labels) * (p.max_length + 1 + len(behind_text(reader.tokenizer, SEPARATOR)))
     return len(reader.prefix) + context + p.max_length <= reader.context_length
 
 
