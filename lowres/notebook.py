@@ -44,6 +44,7 @@ class Outcome:
     logits: dict[str, np.ndarray]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
     evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
+    read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 
 
 class Interrupted(Exception):
@@ -119,8 +120,8 @@ class Run:
             "trainable": training.trainable,
             "parameters": total,
             "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
-            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens},
-            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens,
+            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens, "read": outcome.read},
+            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens + outcome.read,
                            max(0, training.skipped - embedded)),
             **outcome.extra,
         }

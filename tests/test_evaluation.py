@@ -33,8 +33,8 @@ def test_the_interval_is_students_and_says_nothing_of_one_trial():
 
 
 def test_flops_are_two_a_weight_forward_and_two_each_for_the_gradients_of_inputs_and_trained_weights():
-    assert flops(parameters=10, trainable=10, training_tokens=1, evaluation_tokens=0) == 60
-    assert flops(parameters=10, trainable=0, training_tokens=1, evaluation_tokens=3) == 100
+    assert flops(parameters=10, trainable=10, training_tokens=1, read_tokens=0) == 60
+    assert flops(parameters=10, trainable=0, training_tokens=1, read_tokens=3) == 100
 
 
 def test_a_meter_sees_a_peak_of_its_own():
