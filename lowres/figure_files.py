@@ -6,19 +6,19 @@ import base64
 import shutil
 from pathlib import Path
 
-from lowres.rendering import read_notebook
+from nbformat import NotebookNode
 
 FIRST = ("shots-", "in_against_out-", "cost-")  # of the front page; the analysis page has all
 
 
-def figures_shown(analysis: Path, site: Path) -> list[dict[str, str]]:
+def figures_shown(analysis: NotebookNode, figures: Path, site: Path) -> list[dict[str, str]]:
     """The front page's figures as the analysis shows them now, copied into the site's folder: address and alternative text.
 
-    A file in the study's figures/ folder counts if the notebook shows the very same picture: others are an earlier analysis's.
+    A file in the study's folder of `figures` counts if the notebook shows the very same picture: others are an earlier analysis's.
     """
-    files = {path.read_bytes(): path for path in sorted((analysis.parent / "figures").glob("*.png"))}
+    files = {path.read_bytes(): path for path in sorted(figures.glob("*.png"))}
     found = []
-    for cell in read_notebook(analysis).cells:
+    for cell in analysis.cells:
         for output in cell.get("outputs", []):
             picture = output.get("data", {}).get("image/png")
             path = files.get(base64.b64decode(picture)) if picture else None

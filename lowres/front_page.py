@@ -107,7 +107,7 @@ def glances(trials: pd.DataFrame) -> list[Table]:
 
 
 def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
-    once, means, texts, readings = run.drop_duplicates("seed"), [], [], []
+    once, means, texts, readings = run.drop_duplicates("seed"), [], [], {}
     for domain in ("in", "out"):
         scores = run[run["domain"] == domain].groupby("seed")[["accuracy", "constant"]].mean()
         if not len(scores):
@@ -117,9 +117,11 @@ def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
         means.append(scores["accuracy"].mean())
         texts.append(f"{100 * means[-1]:.1f}" + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"))
         measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores)}
-        readings.append(f"{domain}: {verdict(pd.Series(measured))}")
+        readings[domain] = verdict(pd.Series(measured))
+    same = len(set(readings.values())) == 1 and len(readings) > 1
+    reading = f"both: {readings['in']}" if same else "; ".join(f"{domain}: {text}" for domain, text in readings.items())
     cost = [f"{once['seconds'].mean():.1f}", f"{once['memory'].mean():.2f}"]
-    return float(np.mean(means)), [" ".join(key).strip(), *texts, "; ".join(readings), *cost]
+    return float(np.mean(means)), [" ".join(key).strip(), *texts, reading, *cost]
 
 
 def results(found: Collected, pages: list[Page]) -> Table:

@@ -16,10 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from nbformat import NotebookNode
 
 from lowres import front_page, records, scratch, tables, verdicts
 from lowres.advice import Budget, advise
-from lowres.collection import Collected, collect_study, opening
+from lowres.collection import EXERCISE, Collected, collect_study, opening
 from lowres.errors import BadInput
 from lowres.execution import NOTEBOOKS, analysis_mark
 from lowres.figure_files import figures_shown
@@ -82,7 +83,8 @@ class Site:
         self.pages = [Page(run, trials, _address(run.name) if (run.folder / "run.ipynb").is_file() else "") for run, trials in found.runs]
         self.templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
-        self.analysis = study.folder / "analysis.ipynb"
+        path = study.folder / "analysis.ipynb"
+        self.analysis = read_notebook(path) if path.is_file() else None
 
     def write(self) -> None:
         for asset in ASSETS:
@@ -91,8 +93,8 @@ class Site:
         with_notebook = [page for page in self.pages if page.address]
         for before, page, after in zip([None, *with_notebook], with_notebook, [*with_notebook[1:], None]):
             self._run(page, before, after)
-        if self.analysis.is_file():
-            self._page("analysis.html", "analysis.html", body=notebook_body(self.analysis))
+        if self.analysis:
+            self._page("analysis.html", "analysis.html", body=notebook_body(self.study.folder / "analysis.ipynb"))
         self._index()
 
     def _page(self, template: str, file: str, root: str = "", **content: Any) -> None:
@@ -116,18 +118,20 @@ class Site:
         margin = chosen.pop("margin")
         judged = verdicts.judge(trials, margin)
         self._page(
-            "index.html", "index.html", opening=markdown(self._opening()), advice=markdown(advise(trials, Budget(**chosen))),
+            "index.html", "index.html", opening=markdown(self._opening()),
+            advice=markdown(advise(trials, Budget(**chosen)).removeprefix(EXERCISE)),  # stands in the opening
             glances=front_page.glances(trials), about_claims=markdown(tables.about_verdicts(self.found, margin)),
             claims=_as_table("Each claim is decided by a rule that was written down before the data.", tables.verdict_table(judged, margin)),
-            figures=figures_shown(self.analysis, self.folder) if self.analysis.is_file() else [], results=front_page.results(self.found, self.pages),
-            grids=front_page.grids(self.pages), analysis=self.analysis.is_file(), files=self._downloads(),
+            figures=figures_shown(self.analysis, self.study.folder / "figures", self.folder) if self.analysis else [],
+            results=front_page.results(self.found, self.pages),
+            grids=front_page.grids(self.pages), analysis=bool(self.analysis), files=self._downloads(),
         )
 
     def _opening(self) -> str:
         text = opening(self.found)
-        if not self.analysis.is_file():
+        if not self.analysis:
             return f"{text}\n\nThere is no analysis notebook yet, so there are no figures: `lowres analyse {self.study.name}` makes both."
-        made_of = records.read_json(self.analysis)["metadata"].get("lowres", {}).get("analysed")
+        made_of = self.analysis.metadata.get("lowres", {}).get("analysed")
         if made_of and made_of != analysis_mark(self.study, located(NOTEBOOKS) / "analysis.ipynb"):
             text += ("\n\nThe figures and the analysis notebook were made of other records than the tables here: "
                      f"`lowres analyse {self.study.name}` brings them up to date.")
@@ -154,11 +158,10 @@ def _as_table(caption: str, content) -> Table:
     return Table(caption, list(content.columns), rows)
 
 
-def _chosen(analysis: Path) -> dict[str, Any]:
+def _chosen(analysis: NotebookNode | None) -> dict[str, Any]:
     """The margin and the budget that the executed analysis had (else the notebook's own), so that the site says what it says."""
-    notebook = read_notebook(analysis if analysis.is_file() else located(NOTEBOOKS) / "analysis.ipynb")
     values: dict[str, Any] = {}
-    for cell in notebook.cells:
+    for cell in (analysis or read_notebook(located(NOTEBOOKS) / "analysis.ipynb")).cells:
         if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
             for line in ast.parse(cell.source).body:
                 target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]

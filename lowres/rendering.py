@@ -54,6 +54,8 @@ def clean(html: str) -> Markup:
     soup = BeautifulSoup(html, "html.parser")
     for element in soup(["script", "style"]):  # bleach would leave what they contain as text
         element.decompose()
+    for picture in soup("img"):
+        picture["alt"] = picture.get("alt", "")  # `notebook_body` finds words for it
     return Markup(bleach.clean(str(soup), tags=TAGS, attributes=_allowed, protocols={"http", "https", "data"}, strip=True))
 
 
