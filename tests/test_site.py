@@ -111,8 +111,8 @@ def test_axe_finds_no_serious_fault(chromium, page, width, dark):
 
 def test_axe_finds_a_fault_that_is_there(chromium, address):
     chromium.open(address + "index.html")
-    chromium.run("document.querySelector('h1').style.color = '#fefefe'; document.querySelector('figure img').removeAttribute('alt')")
-    assert {fault.split(":")[0] for fault in chromium.faults()} == {"color-contrast", "image-alt"}
+    chromium.run("document.querySelector('h1').style.color = '#999999'; document.querySelector('figure img').removeAttribute('alt')")
+    assert {"color-contrast", "image-alt"} <= {fault.split(":")[0] for fault in chromium.faults()}
 
 
 def test_a_phone_need_not_scroll_sideways(chromium, page):
