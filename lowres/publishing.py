@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 
 from lowres import front_page, records, scratch, tables, verdicts
 from lowres.advice import Budget, advise
-from lowres.collection import EXERCISE, Collected, collect_study, opening
+from lowres.collection import EXERCISE, Collected, collect_study, opening, safe
 from lowres.errors import BadInput
 from lowres.execution import NOTEBOOKS, analysis_mark
 from lowres.figure_files import figures_shown
@@ -128,7 +128,7 @@ class Site:
         )
 
     def _opening(self) -> str:
-        text = opening(self.found)
+        text = opening(self.found).removeprefix(f"**{safe(self.study.name)}**: ")  # the page's title
         if not self.analysis:
             return f"{text}\n\nThere is no analysis notebook yet, so there are no figures: `lowres analyse {self.study.name}` makes both."
         made_of = self.analysis.metadata.get("lowres", {}).get("analysed")

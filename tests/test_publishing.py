@@ -1,6 +1,8 @@
 """A study becomes a site whole or not at all, and what cannot be told is said in a sentence."""
 
 import json
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -51,6 +53,20 @@ def test_an_empty_study_is_told_in_a_sentence_and_nothing_is_written(tmp_path):
     with pytest.raises(BadInput, match="nothing to publish, as no run of the study has results that count: `lowres run made_up` makes them"):
         publish(path, str(tmp_path / "outputs"))
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_command_says_where_to_read_or_what_is_wrong(tmp_path):
+    def lowres(path: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "lowres", "publish", path, "--outputs", str(tmp_path / "outputs")]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    empty = lowres(make_study(tmp_path))
+    assert empty.returncode == 2 and empty.stderr.startswith("lowres: ") and empty.stderr.count("\n") == 1 and not empty.stdout
+    study = executed(tmp_path, **SMALL)
+    older(study.runs[0])
+    said = lowres(str(study.path))
+    assert said.returncode == 0 and not said.stderr and said.stdout.splitlines()[-1].endswith("made_up/site/index.html")
+    assert said.stdout.startswith("not in the site's answer: ") and "schema_version" in said.stdout
 
 
 def test_one_run_of_one_seed_has_a_site_that_says_there_is_no_interval(tmp_path):

@@ -26,7 +26,7 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(tmp_path_factory, chromium) -> Path:  # no browser, no site: the tests are skipped at once
     folder = tmp_path_factory.mktemp("site")
     path = make_study(folder, shots=(2, 16), seeds=range(6), methods=[METHODS[0], METHODS[1], METHODS[3]])
     study = read_study(path, outputs=str(folder / "outputs"))
