@@ -119,7 +119,7 @@ def contrast_table(found: list[Judged], margin: float, rows: bool = True) -> pd.
     for one in found:
         for pair in one.pairs if one.claim.contrasts else ():
             lines.append({"claim": one.claim.number, "contrast": pair.contrast.name, **_measured(pair, margin, rows)})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object).fillna("")  # where a contrast is missing, counts of the others stay whole numbers
 
 
 def _measured(pair: Paired, margin: float, rows: bool) -> dict:
