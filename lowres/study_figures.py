@@ -57,9 +57,9 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
         for axes, ((domain, name), panel) in zip(grid, sets):
             axes.plot([50, 100], [50, 100], **YARDSTICK)
             for key, line in panel.groupby(["method", "variant"], sort=False):
+                label = f"{line_name(*key)}: ECE {100 * line['ece'].iloc[0]:.1f}"
                 line = line[line["rows"] >= FEWEST]
-                axes.plot(100 * line["confidence"], 100 * line["right"], **looks[key],
-                          label=f"{line_name(*key)}: ECE {100 * line['ece'].iloc[0]:.1f}")
+                axes.plot(100 * line["confidence"], 100 * line["right"], **looks[key], label=label)
             axes.set(xlabel="confidence, %", ylabel="of these right, %", xlim=(min(48, 100 * part["confidence"].min() - 2), 101), ylim=(0, 101),
                      title=f"{DOMAINS[domain]} ({plain(name)})")
             axes.legend(fontsize="x-small", loc="best")
