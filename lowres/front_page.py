@@ -113,7 +113,7 @@ def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
         if not len(scores):
             texts.append("–")
             continue
-        low, high = interval(scores["accuracy"])
+        low, high = np.clip(interval(scores["accuracy"]), 0, 1)
         means.append(scores["accuracy"].mean())
         texts.append(f"{100 * means[-1]:.1f}" + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"))
         measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores)}

@@ -124,3 +124,10 @@ def test_counts_of_seeds_stay_whole_numbers_beside_a_missing_contrast(tmp_path):
     found = collection.collect(*filled(tmp_path, seeds=range(6), methods=[METHODS[0], METHODS[1]]))
     table = tables.contrast_table(verdicts.judge(found.trials, 2.0), 2.0)
     assert set(table["seeds"]) == {6, ""} and "6.0" not in tables.static(table).to_html()
+
+
+def test_an_accuracys_interval_ends_where_accuracies_end():
+    trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": [0.45, 0.60], "constant": 0.5, "mcc": 0.0, "n": 200, "seed": [0, 1],
+                           "commonest_prediction": 0.5, "outcome": ["a", "b"], "seconds": 1.0})
+    line = analysis.summary(trials, ["set", "domain"]).iloc[0]
+    assert (line["low"], line["high"]) == (0, 1), "Student's own would be -0.43 to 1.48"
