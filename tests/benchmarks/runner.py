@@ -5,6 +5,7 @@ Runs notebooks that only sleep. Wants a quiet machine; prints figures, judges no
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import tempfile
@@ -12,17 +13,20 @@ import threading
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from stand_ins import noted, short_folder, write_notebook, write_study  # noqa: E402
+from stand_ins import finish, noted, short_folder, write_notebook, write_study  # noqa: E402
 
 from lowres import scratch  # noqa: E402
 from lowres.execution import Options, execute  # noqa: E402
+from lowres.notebook import SCRATCH  # noqa: E402
 from lowres.running import run_notebook  # noqa: E402
 from lowres.scheduling import run_study  # noqa: E402
 from lowres.status import classified  # noqa: E402
+from lowres.study import Study  # noqa: E402
 
 SLEEP = 3.0
 BEGIN = "begun = time.time()"
@@ -58,10 +62,27 @@ def kernel_start(folder: Path) -> float:
     return statistics.median(times)
 
 
+def only_sleeping(folder: Path, study: Study) -> str:
+    """A notebook that sleeps and lays down results that were made before: its own work is the sleep and nothing else."""
+    for run in study.runs:
+        finish(run)
+    ready = folder / "ready"
+    shutil.move(study.folder, ready)
+    notebook = Path(write_notebook(folder / "t")) / "vanilla.ipynb"
+    cells = nbformat.read(notebook, as_version=4)
+    cells.cells[1:] = [nbformat.v4.new_code_cell(
+        f"import os, shutil, time\ntime.sleep({SLEEP})\n"
+        f"made = os.path.join({str(ready)!r}, *output_dir.split('/')[-4:])\n"
+        f"shutil.copytree(os.path.join(made, 'trials'), os.path.join(output_dir, 'trials'), dirs_exist_ok=True)\n"
+        f"shutil.copy(os.path.join(made, 'record.json'), os.environ[{SCRATCH!r}])")]
+    nbformat.write(cells, notebook)
+    return str(notebook.parent)
+
+
 def throughput(folder: Path, runs: int, start: float) -> None:
     """Many runs on two workers, against what two workers that did nothing but start kernels and sleep would need."""
     study = write_study(folder, shots=range(1, runs + 1), name="throughput")
-    notebooks = write_notebook(folder / "t", work=f"time.sleep({SLEEP})")
+    notebooks = only_sleeping(folder, study)
     memory: list[float] = []
     done = threading.Event()
     watch = threading.Thread(target=lambda: [memory.append(psutil.Process().memory_info().rss / 1e6) for _ in iter(lambda: done.wait(1), True)])
