@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
     if asked.into:
         write_json(asked.into, {"rows": measured(asked.only[0], asked.repeats, asked.quick), "machine": report.machine()})
         return 0
-    folder, measures = ROOT / "outputs" / ("bench-quick" if asked.quick else "bench"), []
+    folder, measures = ROOT / "outputs" / ("scratch/bench" if asked.quick else "bench"), []
     for name in asked.only or MEASURES:
         measures.append(in_a_process(name, asked))
         print(report.told(measures[-1]), flush=True)

@@ -64,4 +64,5 @@ def _teacher(backbone, head, b: Peer, task: str, repeats: int, quick: bool) -> R
     ours = {"prompt": (1, samples["prompt"]), "batches": (INPUTS / len(sample), behind)}
     theirs = {"batches": (INPUTS / len(some), samples["uncached"])}
     told = f"prompt of {len(prompt)} tokens; lowres: {told_parts(ours)}; without a cache: {told_parts(theirs)}"
-    return ratio("teacher against no cache", f"{called(backbone.name)} {task} {DEMONSTRATIONS}", composed(theirs), composed(ours), target=6, parts=told)
+    case = f"{called(backbone.name)} {task} {DEMONSTRATIONS}"
+    return ratio("teacher against no cache", case, composed(theirs), composed(ours), target=6, parts=told)
