@@ -88,11 +88,6 @@ def label_words(way: Way, folder: Path, words: list[int]) -> LabelWords:
     return LabelWords(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), words, left=way.bfloat16)
 
 
-def sharing(model: nn.Module) -> nn.Module:
-    """Another model object on the very same weights: one can be wrapped in autocast without the other."""
-    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
-
-
 class Peer:
     """A Trainer, to be run whole, or step by step by its own methods so that it can alternate with others."""
 
@@ -151,3 +146,12 @@ class Peer:
     def tokens(self, batches: list[list[list[int]]]) -> int:
         """How many are computed, padding and all."""
         return sum((self.way.padded_to or max(map(len, ids))) * len(ids) for ids in batches)
+
+
+def pair(folder: Path, scratch: Path) -> tuple[Peer, Peer]:
+    """A and B, ready to step. They share weights and the optimizer's moments, or a model of 350 million weights would not fit beside lowres' own."""
+    model = classifier(folder)
+    # Copied before either is wrapped: accelerate marks a model as done, and would leave the marked copy without autocast.
+    other = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    a = Peer(AUTHORS, model, scratch).ready()
+    return a, Peer(TUNED, other, scratch).ready(optimizer_of=a)

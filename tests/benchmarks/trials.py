@@ -20,7 +20,7 @@ from lowres.parameters import Vanilla
 from lowres.shots import Streams
 from lowres.training import steps, train
 from tests.benchmarks import limit, peers, workloads
-from tests.benchmarks.peers import AUTHORS, TUNED, Peer
+from tests.benchmarks.peers import AUTHORS, Peer
 from tests.benchmarks.stepping import Stepped
 from tests.benchmarks.timing import Row, Samples, alternate, called, composed, ratio, shown, usual
 
@@ -112,9 +112,7 @@ def whole_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Ro
     case = Case(name, scratch, scale=100 if quick else 1)
     samples = alternate(case.set_up_jobs(), repeats)
     products = case.limits()
-    model = peers.classifier(case.backbone.folder)
-    a = Peer(AUTHORS, model, case.scratch).ready()
-    b = Peer(TUNED, peers.sharing(model), case.scratch).ready(optimizer_of=a)
+    a, b = peers.pair(case.backbone.folder, case.scratch)
     alone = {f"{task} products": limit.Alone(found).seconds for task, found in products.items()}
     samples |= alternate({**case.step_jobs(a, b), **alone, **case.evaluation_jobs(a, b)}, repeats)
     rows = [against(case, way, task, shots, samples) for way in "AB" for task in case.evaluated for shots in SHOTS]
