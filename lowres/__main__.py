@@ -1,4 +1,4 @@
-"""The command line: lowres run | status | check | analyse STUDY, and convert."""
+"""The command line: lowres run | status | check | analyse | publish STUDY, and convert."""
 
 from __future__ import annotations
 
@@ -89,6 +89,17 @@ def analyse(study: Study, outputs: Outputs = "outputs") -> None:
     if message := analyse(read_study(study, outputs=outputs)):
         print(f"analysis: failed: {message}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def publish(study: Study, outputs: Outputs = "outputs") -> None:
+    """Makes a static site of what a study has so far: the answer, every executed notebook and the record behind it."""
+    from lowres.publishing import publish
+
+    index, left_out = publish(study, outputs)
+    for sentence in left_out:
+        print(f"not in the site's answer: {sentence}")
+    print(f"read it in a browser: {shown(index)}")
 
 
 @app.command()

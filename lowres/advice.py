@@ -77,7 +77,7 @@ def advise(trials: pd.DataFrame, budget: Budget) -> str:
     if not len(trials):
         return "There are no results to give advice from yet."
     lines = [EXERCISE] if trials["embedded"].all() else []
-    score = "the mean of in-domain and out-of-domain accuracy" if budget.out_of_domain_matters else "in-domain accuracy"
+    score = "mean of in-domain and out-of-domain accuracy" if budget.out_of_domain_matters else "in-domain accuracy"
     limits = ((budget.labels_per_class, "labels a class"), (budget.memory_gb, "GB"), (budget.seconds, "s a trial"))
     said = [f"{value:g} {unit}" for value, unit in limits if value]
     lines.append(f"Budget: {', '.join(said) if said else 'no limit'}. Best means the highest {score}.")

@@ -23,7 +23,7 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float]:
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """A line a group: mean accuracy over seeds with its 95 % interval, MCC, the constant prediction's accuracy, cost."""
     def one(group: pd.DataFrame) -> pd.Series:
-        low, high = interval(group["accuracy"])
+        low, high = np.clip(interval(group["accuracy"]), 0, 1)  # two trials' interval may reach beyond what an accuracy can be
         return pd.Series({
             "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(),
             "mcc": group["mcc"].mean(), "trials": len(group), "distinct": group["outcome"].nunique(),

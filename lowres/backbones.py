@@ -135,15 +135,30 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto") -> B
     folder = resolve(name)
     model = load_model(folder, name)
     tokenizer = load_tokenizer(folder)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
-        raise BadInput(f"model: {name!r}: {type(model).__name__} has no max_position_embeddings: it counts positions in a way that is not supported")
-    context = [positions, getattr(model.config, "sliding_window", None) or positions]
     backbone = Backbone(
-        name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), min(context), place, resolved_precision(precision, place)
+        name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), context_length(model.config, name), place,
+        resolved_precision(precision, place),
     )
     _check_head_is_linear(backbone)
     return backbone
+
+
+def without_weights(name: str) -> Backbone:
+    """Reads texts as the backbone will, and can do nothing else: for what is to be told before weights are read."""
+    from transformers import AutoConfig
+
+    folder = resolve(name, weights=False)
+    tokenizer = load_tokenizer(folder)
+    length = context_length(AutoConfig.from_pretrained(folder).get_text_config(), name)
+    return Backbone(name, folder, None, tokenizer, prefix_tokens(tokenizer), length, torch.device("meta"), "float32")
+
+
+def context_length(config, name: str) -> int:
+    """How many tokens the model reads. Raises BadInput for one that counts positions in another way."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise BadInput(f"model: {name!r}: {type(config).__name__} has no max_position_embeddings: how it counts positions is not supported")
+    return min(positions, getattr(config, "sliding_window", None) or positions)
 
 
 def resolved_precision(precision: str, device: torch.device) -> str:

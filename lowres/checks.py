@@ -31,6 +31,15 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
             seen.add(form)
             check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
             check_method(p)
+        rehearse(p)
+
+
+def rehearse(p: Parameters) -> None:
+    """Makes the prompts of a method that has any, once. Raises BadInput for what cannot be drawn or does not fit."""
+    if hasattr(p, "demonstrations"):
+        from lowres import rehearsal
+
+        rehearsal.rehearse(p)
 
 
 def forget_files() -> None:

@@ -80,14 +80,22 @@ def own_cluster(workers: int, retries: int, folder: Path) -> Iterator[Cluster]:
         "distributed.worker.profile.enabled": False,
         "distributed.admin.system-monitor.interval": "10s",
     }
-    with dask.config.set(settings), LocalCluster(
-        n_workers=0, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0, silence_logs=logging.CRITICAL,
-        dashboard_address="127.0.0.1:0", local_directory=str(folder),
-    ) as local, Client(local, set_as_default=False) as client:
-        client.register_plugin(IgnoreInterrupts())
-        heal = partial(_heal, local, workers)
-        _wait_for_workers(client, workers, heal)
-        yield Cluster(client, workers, max(1, CPU_COUNT // workers), devices, heal=heal)
+    with dask.config.set(settings):
+        local = LocalCluster(
+            n_workers=0, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0, silence_logs=logging.CRITICAL,
+            dashboard_address="127.0.0.1:0", local_directory=str(folder),
+        )
+        try:
+            with Client(local, set_as_default=False) as client:
+                client.register_plugin(IgnoreInterrupts())
+                heal = partial(_heal, local, workers)
+                _wait_for_workers(client, workers, heal)
+                yield Cluster(client, workers, max(1, CPU_COUNT // workers), devices, heal=heal)
+        finally:
+            # Dask's watcher stumbles over a worker that was killed when the scheduler had forgotten it already (distributed#5407), and tells it
+            # at the very end, when all is closed: no reason to fail a study.
+            with suppress(KeyError):
+                local.close()
 
 
 def _heal(local: LocalCluster, workers: int) -> None:

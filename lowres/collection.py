@@ -158,7 +158,7 @@ def opening(found: Collected) -> str:
     copied = copies(found.trials)
     if copied:
         names = ", ".join(f"`{safe(name)}`" for name in copied[:5])
-        lines.append(f'<span style="color:#b00020">**{len(copied)} runs have trials that are copies of each other** '
+        lines.append(f'<span class="warning" style="color:#b00020">**{len(copied)} runs have trials that are copies of each other** '
                      f"(each is counted once in the claims): {names}</span>")
     return "\n\n".join(lines)
 

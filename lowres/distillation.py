@@ -44,6 +44,11 @@ class Lesson:
     contexts: list[Context]
     which: np.ndarray
 
+    @property
+    def read(self) -> int:
+        """Tokens that the teacher reads: each context once, and every input (with the student's prefix)."""
+        return sum(len(context.tokens) for context in self.contexts) + sum(map(len, self.inputs.ids))
+
 
 def unlabelled(texts: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """The texts alone: whatever was their label, what stands there now is their number."""

@@ -56,15 +56,16 @@ def constant_accuracy(gold: np.ndarray) -> float:
 
 
 def evaluated(task, logits: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Per evaluation set: its domain, metrics, and accuracy and count by each break-down the task file names."""
+    """Per evaluation set: its domain, metrics, and accuracy, count and constant accuracy by each break-down the task file names."""
     result = {}
     for name, rows in task.evaluation.items():
         gold = rows["label"].to_numpy()
         by = [column if column != "label" else "gold" for column in task.file.evaluation[name].break_down_by]
         result[name] = {"domain": task.file.evaluation[name].domain, **metrics(gold, logits[name]), "by": {}}
-        correct = rows[by].assign(correct=logits[name].argmax(axis=1) == gold)
-        for group, part in correct.groupby(by) if by else []:
-            result[name]["by"]["/".join(map(str, group))] = {"accuracy": float(part["correct"].mean()), "n": len(part)}
+        right = logits[name].argmax(axis=1) == gold
+        for group, part in rows[by].reset_index(drop=True).groupby(by) if by else []:
+            scores = {"accuracy": float(right[part.index].mean()), "n": len(part), "constant": constant_accuracy(gold[part.index])}
+            result[name]["by"]["/".join(map(str, group))] = scores
     return result
 
 

@@ -151,7 +151,7 @@ def put_aside(run: Run, status: Status) -> None:
 def analyse(study: Study, force: bool = True) -> str | None:
     """Executes the analysis notebook over what there is. Returns what went wrong, or ''; without `force`, None if nothing changed."""
     notebook, output = located(NOTEBOOKS) / "analysis.ipynb", study.folder / "analysis.ipynb"
-    mark = _analysed(study, notebook)
+    mark = analysis_mark(study, notebook)
     kept = records.read_json(output)
     if not force and kept and kept.get("metadata", {}).get("lowres", {}).get("analysed") == mark:
         return None
@@ -164,7 +164,7 @@ def analyse(study: Study, force: bool = True) -> str | None:
     return ended.message
 
 
-def _analysed(study: Study, notebook: Path) -> str:
+def analysis_mark(study: Study, notebook: Path) -> str:
     """Names what an analysis was made of: the study, the records, the notebook and what it computes with."""
     digest = hashlib.sha256(f"{study.description} {[run.name for run in study.runs]}".encode())
     for file in [notebook, Path(__file__).with_name("analysis.py"), Path(__file__).with_name("figures.py"),

@@ -52,7 +52,7 @@ class Verbalizer(nn.Module):
 
 def word_ids(tokenizer, words: list[str]) -> list[int]:
     """Each label word's one token. Raises BadInput for a word of several tokens, or two words with the same first one."""
-    tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    tokens = [behind_text(tokenizer, word) for word in words]
     first: dict[int, str] = {}
     for word, ids in zip(words, tokens):
         if ids and ids[0] in first:
@@ -62,3 +62,10 @@ def word_ids(tokenizer, words: list[str]) -> list[int]:
             raise BadInput(f"label_words: {word!r} is {len(ids)} tokens ({', '.join(pieces)}); one is wanted (mind the space in front)")
         first[ids[0]] = word
     return [ids[0] for ids in tokens]
+
+
+def behind_text(tokenizer, words: str) -> list[int]:
+    """The tokens of words that stand behind other text: SentencePiece vocabularies put a space of their own in front of a text's first word."""
+    before = "x" if words[:1].isspace() else "\n"
+    alone, together = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + words))
+    return together[len(alone):]

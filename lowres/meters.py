@@ -56,9 +56,9 @@ def _peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def flops(parameters: int, trainable: int, training_tokens: int, evaluation_tokens: int, skipped: int = 0) -> float:
+def flops(parameters: int, trainable: int, training_tokens: int, read_tokens: int, skipped: int = 0) -> float:
     """2 operations a weight and token forward, 2 for the gradient of its input, 2 for a trained weight's own
-    (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). `parameters` are those that multiply: without embeddings. Left out are attention's
-    own products, small at these lengths, and what a teacher or a prompt takes besides.
+    (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). `parameters` are those that multiply: without embeddings. Attention's
+    own products are left out: small at these lengths, though not behind a long prompt; a larger teacher's tokens count as the student's.
     `skipped` weights lie below all that train, so the gradient never reaches their input."""
-    return training_tokens * (4 * parameters - 2 * skipped + 2 * trainable) + evaluation_tokens * 2 * parameters
+    return training_tokens * (4 * parameters - 2 * skipped + 2 * trainable) + read_tokens * 2 * parameters

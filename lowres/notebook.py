@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lowres import records
-from lowres.checks import check_method, check_words, forget_files
+from lowres.checks import check_method, check_words, forget_files, rehearse
 from lowres.identity import weights
 from lowres.meters import Meter, flops
 from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
@@ -44,6 +44,7 @@ class Outcome:
     logits: dict[str, np.ndarray]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
     evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
+    read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 
 
 class Interrupted(Exception):
@@ -119,8 +120,8 @@ class Run:
             "trainable": training.trainable,
             "parameters": total,
             "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
-            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens},
-            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens,
+            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens, "read": outcome.read},
+            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens + outcome.read,
                            max(0, training.skipped - embedded)),
             **outcome.extra,
         }
@@ -164,6 +165,7 @@ def start(method: str, values: dict[str, Any]) -> Run:
     p = run.parameters
     check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
     check_method(p)
+    rehearse(p)
     return run
 
 

@@ -115,6 +115,15 @@ class Adaptive(Trained):
     corpus_rows: int = Field(1000, ge=1, description="corpus: unlabelled texts of the pool that are read")
     fidelity: Fidelity = Field("as_described", description="as_coded: the authors' layers (wants head classifier, layer_decay 1.0)")
 
+    @field_validator("search_words", "choose_always", "train_layers", "layer_decay", "corpus_steps", "corpus_learning_rate", "corpus_rows")
+    @classmethod
+    def _has_an_effect(cls, value: Any, others: ValidationInfo) -> Any:
+        field = cls.model_fields[others.field_name]
+        of = field.description.partition(":")[0]  # of which reading it is
+        if value != field.default and others.data.get("adapt", of) != of:
+            raise ValueError(f"it would have no effect: it is for adapt = {of}, not {others.data['adapt']}")
+        return value
+
     @field_validator("head")
     @classmethod
     def _patterns_are_for_words(cls, head: str, others: ValidationInfo) -> str:

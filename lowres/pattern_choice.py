@@ -185,11 +185,20 @@ def _searched(backbone, pattern: str, hidden: torch.Tensor, free: torch.Tensor, 
             return None
         scores[held] = _scores(backbone, hidden[held], free, ids, labels[held])
     ids = search(log_probs, labels, backbone.tokenizer, top)
-    return Candidate(pattern, SEARCHED, [backbone.tokenizer.decode([token]) for token in ids], scores)
+    return Candidate(pattern, SEARCHED, [_word(backbone.tokenizer, token) for token in ids], scores)
 
 
 def _is_word(tokenizer, token: int) -> bool:
-    """Whether a token is the beginning of a word, all letters, that the tokenizer reads back as itself."""
-    piece, text = tokenizer.convert_ids_to_tokens(token), tokenizer.decode([token])
-    starts = piece is not None and piece[:1] in ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space in front
-    return starts and text.strip().isalpha() and tokenizer(text, add_special_tokens=False)["input_ids"] == [token]
+    """Whether a token is the beginning of a word, all letters, that is read back as itself."""
+    piece, word = tokenizer.convert_ids_to_tokens(token), _word(tokenizer, token)
+    if piece is None or piece[:1] not in ("Ġ", "▁") or not word[1:].isalpha():  # how byte-level and SentencePiece vocabularies write a space in front
+        return False
+    try:
+        return word_ids(tokenizer, [word]) == [token]
+    except BadInput:
+        return False
+
+
+def _word(tokenizer, token: int) -> str:
+    """A token that begins a word, as text with the space in front (SentencePiece leaves out a first word's)."""
+    return " " + tokenizer.decode([token]).strip()

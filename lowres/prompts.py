@@ -56,9 +56,9 @@ def demonstrated(
     They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Raises BadInput if not one a label fits.
     """
     from lowres.batches import encode
-    from lowres.heads import word_ids
+    from lowres.heads import behind_text, word_ids
 
-    answers, end = word_ids(backbone.tokenizer, words), backbone.tokenize([SEPARATOR])[0]
+    answers, end = word_ids(backbone.tokenizer, words), behind_text(backbone.tokenizer, SEPARATOR)
     labels = shots["label"].to_numpy()
     texts = bare(backbone, encode(backbone, shots, pattern, max_length)).ids
     pieces = [text + [answers[label]] + end for text, label in zip(texts, labels)]

@@ -10,6 +10,7 @@ from lowres.collection import Collected
 from lowres.figures import DOMAINS, YARDSTICK, Drawn, counted, error_line, file_name, legend_below, line_name, panels, plain, shot_axis, styles
 from lowres.tables import most_shots
 
+FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
 
 def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
     """Accuracy in the parts of each set (HANS: heuristic and label; CoLA: source) at the most shots; a figure a model, task and set."""
@@ -56,16 +57,16 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
         for axes, ((domain, name), panel) in zip(grid, sets):
             axes.plot([50, 100], [50, 100], **YARDSTICK)
             for key, line in panel.groupby(["method", "variant"], sort=False):
-                line = line[line["rows"] >= 0.002 * line["rows"].sum()]  # a tenth with a few rows is noise
-                axes.plot(100 * line["confidence"], 100 * line["right"], **looks[key],
-                          label=f"{line_name(*key)}: ECE {100 * line['ece'].iloc[0]:.1f}")
+                label = f"{line_name(*key)}: ECE {100 * line['ece'].iloc[0]:.1f}"
+                line = line[line["rows"] >= FEWEST]
+                axes.plot(100 * line["confidence"], 100 * line["right"], **looks[key], label=label)
             axes.set(xlabel="confidence, %", ylabel="of these right, %", xlim=(min(48, 100 * part["confidence"].min() - 2), 101), ylim=(0, 101),
                      title=f"{DOMAINS[domain]} ({plain(name)})")
             axes.legend(fontsize="x-small", loc="best")
         trials = sorted(part["trials"].unique())
         count = f"{trials[0]} trials a line" if len(trials) == 1 else f"{trials[0]} to {trials[-1]} trials a line"
         figure.suptitle(f"{plain(task)}, {plain(model)}: calibration at {shots_text(part)}; {count};\n"
-                        "dotted: perfectly calibrated; ECE in points", fontsize="medium")
+                        f"dotted: perfectly calibrated; ECE in points; points of at least {FEWEST} answers", fontsize="medium")
         alt = (f"Reliability diagrams on {task} with {model} at {shots_text(part)}, share right against confidence; {count}; "
                "the dotted diagonal is perfect calibration, below it a method is too sure. The legend has each expected calibration error.")
         found.append(Drawn(figure, file_name("calibration", task, model), alt))
@@ -180,19 +181,20 @@ def cost_against_shots(trials: pd.DataFrame) -> list[Drawn]:
     legend_below(figure, grid)
     alt = f"Seconds a trial against shots by method; {counted(once)}; dotted: the cheapest run. The numbers are in the table of costs."
     found.append(Drawn(figure, "cost-shots", alt))
-    if once["parameters"].nunique() > 1:
+    if once["model"].nunique() > 1:
         found.append(_against_size(once, looks))
     return found
 
 
 def _against_size(once: pd.DataFrame, looks: dict) -> Drawn:
     once = once[once["shots"] == most_shots(once)]
+    once = once.assign(size=once.groupby("model")["parameters"].transform("min"))  # without adapters
     figure, grid = panels(2)
     for axes, (measure, text) in zip(grid, (("seconds", "seconds a trial"), ("memory", "peak memory, GB"))):
         for key, line in once.groupby(["method", "variant"], sort=False):
-            mean = line.groupby("parameters")[measure].mean()
+            mean = line.groupby("size")[measure].mean()
             axes.plot(mean.index / 1e6, mean, label=line_name(*key), **looks[key])
-        smallest = once.groupby(["method", "variant", "parameters"])[measure].mean().min()
+        smallest = once.groupby(["method", "variant", "size"])[measure].mean().min()
         axes.axhline(smallest, label="the cheapest run", **YARDSTICK)
         axes.set(xlabel="model size, million parameters", ylabel=text, ylim=(0, None))
     figure.suptitle(f"Cost against model size, {shots_text(once)}, mean over tasks: {counted(once)}", fontsize="medium")

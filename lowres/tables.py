@@ -35,12 +35,15 @@ def result_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_results(table: pd.DataFrame) -> Styler | Markdown:
+    """The result table as a notebook shows it."""
+    return static(readable_results(table)) if len(table) else Markdown(NOTHING)
+
+
+def readable_results(table: pd.DataFrame) -> pd.DataFrame:
     """The result table as text for a reader: percentages, intervals and how each stands to its yardstick."""
-    if not len(table):
-        return Markdown(NOTHING)
     shown = printable(table.drop(columns="gap"))
     shown.insert(len(RUN) + 3, "gap, points", ["" if np.isnan(gap) else f"{100 * gap:+.1f}" for gap in table["gap"]])
-    return static(shown)
+    return shown
 
 
 def static(table: pd.DataFrame) -> Styler:
@@ -116,7 +119,7 @@ def contrast_table(found: list[Judged], margin: float, rows: bool = True) -> pd.
     for one in found:
         for pair in one.pairs if one.claim.contrasts else ():
             lines.append({"claim": one.claim.number, "contrast": pair.contrast.name, **_measured(pair, margin, rows)})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, dtype=object).fillna("")  # where a contrast is missing, counts of the others stay whole numbers
 
 
 def _measured(pair: Paired, margin: float, rows: bool) -> dict:

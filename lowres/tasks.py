@@ -165,7 +165,7 @@ def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
 
 
 def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_evaluate: Sequence[str] = ()) -> Task:
-    """Reads a task's rows. Raises BadInput for a missing file or column, an unknown label, a wrong checksum.
+    """Reads a task's rows. Raises BadInput for a missing file or column, an unknown label, a label without rows, a wrong checksum.
 
     With `also_evaluate`, the evaluation sets of other tasks join, their labels and text columns matched by position; rows of
     theirs that stand in the pool are dropped, so that the pool, and with it the draw, stays the task's own.
@@ -178,8 +178,13 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
     task = Task(spec, pool=None, evaluation={})
     for set_name, source in spec.evaluation.items():
         task.evaluation[set_name] = _rows(spec, set_name, source, data_dir, task)
+        if not len(task.evaluation[set_name]):
+            raise BadInput(f"{spec.name}: {set_name}: has no row")
     pool = _rows(spec, "pool", spec.pool, data_dir, task)
     task.pool = _cleaned(pool, task)
+    for index, label in enumerate(spec.labels):
+        if not (task.pool["label"] == index).any():
+            raise BadInput(f"{spec.name}: pool: no row of the label {label!r} is there ({task.notes[-1].removeprefix('pool: ')})")
     for set_name in set(task.evaluation) - set(read_task(name).evaluation):
         others = task.evaluation[set_name]
         task.evaluation[set_name] = others.loc[~_key(others, spec.text).isin(set(_key(task.pool, spec.text)))]

@@ -316,7 +316,9 @@ def test_the_loss_is_transformers_own(tiny_model, task):
     ({"adapt": "patern"}, "adapt: 'patern'"),
     ({"layer_decay": 0.0}, "layer_decay: 0.0"),
     ({"fidelity": "as_coded"}, "the authors ran adapt 'layers', not 'pattern'; head 'classifier', not 'verbalizer'; layer_decay 1.0, not 0.95"),
-    ({"fidelity": "as_coded", "adapt": "corpus", "head": "classifier", "layer_decay": 1.0}, "the authors ran adapt 'layers', not 'corpus'"),
+    ({"fidelity": "as_coded", "adapt": "corpus", "head": "classifier"}, "the authors ran adapt 'layers', not 'corpus'"),
+    ({"adapt": "layers", "corpus_steps": 20}, "corpus_steps: 20 is not accepted: it would have no effect: it is for adapt = corpus, not layers"),
+    ({"adapt": "corpus", "layer_decay": 1.0}, "it is for adapt = layers, not corpus"),
     ({"fidelity": "as_coded", "adapt": "layers", "head": "classifier", "layer_decay": 1.0, "train_layers": 3}, "train_layers 0, not 3"),
 ])
 def test_bad_input_is_told_by_the_schema(given, said):

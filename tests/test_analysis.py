@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, fill, filled, make_study
 
-from lowres import analysis, collection, tables
+from lowres import analysis, collection, tables, verdicts
 from lowres.advice import Budget, advise, probability_best
 from lowres.parameters import ROOT
 from lowres.study import read_study
@@ -118,3 +118,16 @@ def test_probability_best_is_shared_by_equals():
     assert probability_best(np.hstack([scores, scores + 1]))[1] == 1
 
 
+
+
+def test_counts_of_seeds_stay_whole_numbers_beside_a_missing_contrast(tmp_path):
+    found = collection.collect(*filled(tmp_path, seeds=range(6), methods=[METHODS[0], METHODS[1]]))
+    table = tables.contrast_table(verdicts.judge(found.trials, 2.0), 2.0)
+    assert set(table["seeds"]) == {6, ""} and "6.0" not in tables.static(table).to_html()
+
+
+def test_an_accuracys_interval_ends_where_accuracies_end():
+    trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": [0.45, 0.60], "constant": 0.5, "mcc": 0.0, "n": 200, "seed": [0, 1],
+                           "commonest_prediction": 0.5, "outcome": ["a", "b"], "seconds": 1.0})
+    line = analysis.summary(trials, ["set", "domain"]).iloc[0]
+    assert (line["low"], line["high"]) == (0, 1), "Student's own would be -0.43 to 1.48"

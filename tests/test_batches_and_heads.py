@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from lowres import pattern_choice
 from lowres.backbones import load_backbone
 from lowres.batches import encode, pack
 from lowres.errors import BadInput
@@ -103,6 +106,30 @@ def test_a_verbalizer_has_no_weights_of_its_own_and_a_classifiers_come_from_its_
 def test_label_words_that_are_not_one_token_each_are_refused(tiny_llama, words, message):
     with pytest.raises(BadInput, match=message):
         word_ids(load_backbone(tiny_llama).tokenizer, words)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """A tokenizer of Llama's and Mistral's first form: spaces are ▁, and one stands in front of every text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=True)
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], initial_alphabet=list("\nYesNox ▁"), show_progress=False)
+    tokenizer.train_from_iterator(["Yes No Yes No"] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_label_words_are_one_token_each_in_a_vocabulary_that_puts_a_space_in_front_itself(sentencepiece):
+    assert len(sentencepiece(" Yes", add_special_tokens=False)["input_ids"]) == 2, "alone, the word would be refused"
+    behind = sentencepiece("x ? Yes", add_special_tokens=False)["input_ids"]
+    assert word_ids(sentencepiece, [" Yes", " No"]) == [behind[-1], sentencepiece.convert_tokens_to_ids("▁No")]
+
+
+def test_a_searched_word_is_written_so_that_it_means_its_token_in_either_kind_of_vocabulary(sentencepiece, tiny_llama):
+    for tokenizer in (sentencepiece, load_backbone(tiny_llama).tokenizer):
+        token = word_ids(tokenizer, [" Yes"])[0]
+        assert pattern_choice._is_word(tokenizer, token) and pattern_choice._word(tokenizer, token) == " Yes"
 
 
 def test_a_text_that_is_too_long_is_cut_in_its_longest_column_and_counted(backbone):

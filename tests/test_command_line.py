@@ -72,10 +72,13 @@ def test_check_says_what_a_good_file_holds(write_study):
     assert "pool 2,400" in lowres("check", "parameters/tasks/grammar.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "parameters" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_that_comes_with_the_project_is_sound(path):
-    study = read_study(path.stem)
-    assert study.runs and all(run.folder.is_relative_to(ROOT / "outputs" / path.stem) for run in study.runs)
+STUDIES = sorted(path.stem for path in (ROOT / "parameters" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "mine"])  # that one waits for a task of the user's own
+def test_every_study_that_comes_with_the_project_is_sound(name):
+    study = read_study(name)
+    assert study.runs and all(run.folder.is_relative_to(ROOT / "outputs" / name) for run in study.runs)
 
 
 @pytest.mark.parametrize("value", ["../../escape", "/etc/escape", "a/../../../b", "..", "{HOME}"])

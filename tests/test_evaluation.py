@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from lowres.analysis import interval
-from lowres.evaluation import metrics
+from lowres.evaluation import evaluated, metrics
 from lowres.meters import Meter, flops
+from lowres.tasks import load_task
 
 
 def test_the_metrics_are_their_formulas():
@@ -33,8 +34,8 @@ def test_the_interval_is_students_and_says_nothing_of_one_trial():
 
 
 def test_flops_are_two_a_weight_forward_and_two_each_for_the_gradients_of_inputs_and_trained_weights():
-    assert flops(parameters=10, trainable=10, training_tokens=1, evaluation_tokens=0) == 60
-    assert flops(parameters=10, trainable=0, training_tokens=1, evaluation_tokens=3) == 100
+    assert flops(parameters=10, trainable=10, training_tokens=1, read_tokens=0) == 60
+    assert flops(parameters=10, trainable=0, training_tokens=1, read_tokens=3) == 100
 
 
 def test_a_meter_sees_a_peak_of_its_own():
@@ -47,3 +48,15 @@ def test_a_meter_sees_a_peak_of_its_own():
     peak = meter.memory()["resident"]
     assert meter.seconds["work"] > 0 and peak > 0.32
     assert Meter().memory()["resident"] < peak - 0.2
+
+
+def test_every_part_of_a_set_has_its_own_yardstick():
+    task = load_task("entailment", evaluation_rows=60)
+    rows = task.evaluation["out_of_domain"]
+    by = task.file.evaluation["out_of_domain"].break_down_by
+    found = evaluated(task, {name: np.eye(2)[np.zeros(len(part), int)] for name, part in task.evaluation.items()})["out_of_domain"]
+    assert by and len(rows) == sum(part["n"] for part in found["by"].values())
+    for (name, part), (_, frame) in zip(sorted(found["by"].items()), rows.groupby([{"label": "gold"}.get(column, column) for column in by])):
+        gold = frame["label"].to_numpy()
+        assert part["accuracy"] == pytest.approx((gold == 0).mean()), name
+        assert part["constant"] == pytest.approx(max((gold == 0).mean(), (gold == 1).mean())), name

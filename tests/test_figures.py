@@ -48,6 +48,18 @@ def test_calibration_error_is_the_mean_gap():
     assert error == pytest.approx(0.075)
 
 
+def test_a_models_size_is_the_backbones_not_an_adapters(found):
+    trials = found.trials.copy()
+    sizes = {model: 1e8 * (i + 1) for i, model in enumerate(trials["model"].unique())}
+    trials["parameters"] = trials["model"].map(sizes) + (trials["method"] == "lora") * 1e6
+    figure = next(one.figure for one in study_figures.cost_against_shots(trials) if one.name == "cost-size")
+    places = {float(x) for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2 and line.get_linestyle() != ":"
+              for x in line.get_xdata()}
+    assert places == {100.0, 200.0}
+    one_model = trials[trials["model"] == next(iter(sizes))]
+    assert "cost-size" not in [one.name for one in study_figures.cost_against_shots(one_model)], "one size says nothing of sizes"
+
+
 def test_pareto_front():
     assert study_figures.pareto([(1, 5), (2, 4), (3, 9), (2, 7), (2, 6)]) == [(1, 5), (2, 7), (3, 9)]
 

@@ -61,6 +61,13 @@ def test_an_executed_notebook_shows_no_warning_and_has_a_table_and_the_way_to_it
     assert any("record.json" in output.get("text", "") for output in outputs)
 
 
+@pytest.mark.parametrize("method", ["in_context", "distillation"])
+def test_what_is_read_besides_counts_among_a_trials_operations(executed, method):
+    for trial in records.read_record(executed(method))["trials"]:
+        assert trial["tokens"]["read"] >= sum(context["tokens"] for context in trial.get("contexts", [trial.get("demonstrations")])) > 0
+        assert trial["flops"] >= 2 * trial["tokens"]["read"]
+
+
 @pytest.mark.parametrize("method", ["pbft"])
 def test_plain_papermill_over_the_kept_parameters_repeats_every_prediction(executed, tmp_path, method):
     first = executed(method)

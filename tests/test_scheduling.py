@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from dask.system import CPU_COUNT
+from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
 
-from lowres.cluster import default_workers, given_cluster
+from lowres.cluster import default_workers, given_cluster, own_cluster
 from lowres.errors import BadInput
 from lowres.execution import Options, analyse, execute
 from lowres.orders import Order, carry_out, chosen
@@ -243,3 +244,16 @@ def test_a_finished_study_is_analysed_again_only_when_something_changed(tmp_path
     finish(study.runs[1])
     assert analyse(study, force=False) == "" and len(analysed) == 2
     assert analyse(study) == "" and len(analysed) == 3
+
+
+def test_a_worker_that_dies_while_the_cluster_closes_fails_no_study(temporary, monkeypatch):
+    """Dask's own watcher then raises KeyError with the worker's address, once everything is closed (distributed#5407)."""
+
+    async def stumble(self, close=Cluster._close):
+        await close(self)
+        raise KeyError("tcp://127.0.0.1:1")
+    monkeypatch.setattr(Cluster, "_close", stumble)
+    with own_cluster(1, 0, temporary) as cluster:
+        assert cluster.client.submit(sum, (1, 2)).result() == 3
+    with pytest.raises(RuntimeError, match="the study's own"), own_cluster(1, 0, temporary):
+        raise RuntimeError("the study's own")

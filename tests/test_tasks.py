@@ -83,6 +83,15 @@ def test_an_empty_text_is_told_by_file_column_and_row(make_task):
         load_task(*make_task(train="text\tlabel\nfine day\tgood\n \tbad\n"))
 
 
+def test_a_label_or_a_set_without_rows_is_told(make_task):
+    with pytest.raises(BadInput, match=r"days: pool: no row of the label 'good' is there \(2 rows; dropped 0"):
+        load_task(*make_task(train="text\tlabel\nwet day\tbad\ndull day\tbad\n"))
+    with pytest.raises(BadInput, match="days: pool: no row of the label 'bad' is there .*2 repeats whose labels disagree"):
+        load_task(*make_task(train="text\tlabel\nwet day\tbad\nwet day\tgood\n"))
+    with pytest.raises(BadInput, match="days: test: has no row"):
+        load_task(*make_task(test="text\tlabel\n"))
+
+
 def test_cola_from_the_hub_is_read_though_the_hub_knows_no_sources(monkeypatch):
     """GLUE's CoLA: a sentence, a label by its name, an index; a stand-in, since no test reaches the hub."""
     def split(hub):

@@ -1,0 +1,187 @@
+"""A study becomes a site whole or not at all, and what cannot be told is said in a sentence."""
+
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+from site_study import write_notebooks
+from synthetic import METHODS, fill, make_study
+
+from lowres.errors import BadInput
+from lowres.front_page import leading_number
+from lowres.parameters import ROOT
+from lowres.publishing import Site, publish
+from lowres.rendering import clean, markdown
+from lowres.study import Study, read_study
+
+
+def executed(folder: Path, **options) -> Study:
+    study = read_study(make_study(folder, **options), outputs=str(folder / "outputs"))
+    fill(study)
+    write_notebooks(study)
+    return study
+
+
+def published(study: Study) -> tuple[Path, list[str]]:
+    index, left_out = publish(str(study.path), str(study.folder.parent))
+    return index.parent, left_out
+
+
+def text(page: Path) -> str:
+    return " ".join(BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").get_text(" ").split())
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def older(run) -> None:
+    file = run.folder / "record.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 0}))
+
+
+SMALL = {"shots": (2,), "seeds": range(2), "methods": METHODS[:2]}
+
+
+def test_an_empty_study_is_told_in_a_sentence_and_nothing_is_written(tmp_path):
+    path = make_study(tmp_path)
+    with pytest.raises(BadInput, match="nothing to publish, as no run of the study has results that count: `lowres run made_up` makes them"):
+        publish(path, str(tmp_path / "outputs"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_command_says_where_to_read_or_what_is_wrong(tmp_path):
+    def lowres(path: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "lowres", "publish", path, "--outputs", str(tmp_path / "outputs")]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    empty = lowres(make_study(tmp_path))
+    assert empty.returncode == 2 and empty.stderr.startswith("lowres: ") and empty.stderr.count("\n") == 1 and not empty.stdout
+    study = executed(tmp_path, **SMALL)
+    older(study.runs[0])
+    said = lowres(str(study.path))
+    assert said.returncode == 0 and not said.stderr and said.stdout.splitlines()[-1].endswith("made_up/site/index.html")
+    assert said.stdout.startswith("not in the site's answer: ") and "schema_version" in said.stdout
+
+
+def test_one_run_of_one_seed_has_a_site_that_says_there_is_no_interval(tmp_path):
+    site, left_out = published(executed(tmp_path, shots=(2,), seeds=[3], methods=METHODS[:1]))
+    said = text(site / "index.html")
+    assert "There is one seed only : no interval, no test and no verdict" in said and "one trial: no interval" in said and not left_out
+    assert "There is no analysis notebook yet" in said and not list(site.glob("figures/*"))
+    assert len(list(site.rglob("runs/**/index.html"))) == 1
+
+
+def test_a_record_of_an_older_schema_is_named_and_not_counted(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    older(study.runs[0])
+    site, left_out = published(study)
+    assert len(left_out) == 1 and "schema_version: 0, not 1" in left_out[0] and "&" not in left_out[0]
+    assert "schema_version: 0" in text(site / "index.html") and "not counted" in text(site / "index.html")
+    assert "No trial of this run counts" in text(site / "runs" / study.runs[0].name / "index.html")
+    older(study.runs[1])
+    with pytest.raises(BadInput, match="nothing to publish.*schema_version: 0, not 1"):
+        published(study)
+
+
+def test_records_of_another_study_are_named_and_left_out(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    fill(read_study(make_study(tmp_path, shots=(64,), seeds=[0], methods=METHODS[:1]), outputs=str(tmp_path / "outputs")))
+    make_study(tmp_path, **SMALL)
+    site, left_out = published(study)
+    assert len(left_out) == 1 and "belong to runs that the study does not ask for" in left_out[0]
+    assert not list(site.rglob("64-shot"))
+
+
+def test_what_is_missing_has_a_place_in_the_grid_and_no_page(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    for file in [path for path in study.runs[1].folder.rglob("*") if path.is_file()]:
+        file.unlink()
+    site, _ = published(study)
+    grid = BeautifulSoup((site / "index.html").read_text(), "html.parser").select_one(".grid")
+    assert [cell.get_text() for cell in grid.select("td")][1] == "missing" and len(grid.select("a")) == 1
+
+
+def test_a_damaged_notebook_is_named_and_the_old_site_stays(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    site, _ = published(study)
+    (study.runs[1].folder / "run.ipynb").write_text("{")
+    before = files(study.folder)
+    with pytest.raises(BadInput, match="pbft/.*/run.ipynb: not a notebook that can be read"):
+        published(study)
+    assert files(study.folder) == before and (site / "index.html").is_file()
+
+
+def test_a_site_is_replaced_whole_and_a_killed_publishers_leftovers_go(tmp_path, monkeypatch):
+    study = executed(tmp_path, **SMALL)
+    site, _ = published(study)
+    (site / "old.html").touch()
+    (study.folder / ".site-killed").mkdir()
+    before = files(site)
+    with monkeypatch.context() as broken, pytest.raises(OSError):
+        broken.setattr(Site, "_index", lambda self: (_ for _ in ()).throw(OSError("the disk is full")))
+        published(study)
+    assert files(site) == before and not list(study.folder.glob(".*"))
+    published(study)
+    assert not (site / "old.html").exists() and not list(study.folder.glob(".*"))
+
+
+def test_the_margin_is_the_executed_analysiss(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    notebook = json.loads((ROOT / "notebooks" / "analysis.ipynb").read_text())
+    injected = {"cell_type": "code", "id": "chosen", "metadata": {"tags": ["injected-parameters"]}, "source": "margin = 3.5", "outputs": [],
+                "execution_count": None}
+    notebook["cells"].insert(2, injected)
+    (study.folder / "analysis.ipynb").write_text(json.dumps(notebook))
+    assert "The margin is 3.5 points" in text(published(study)[0] / "index.html")
+
+
+def test_downloads_are_the_runs_own_files(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    site, _ = published(study)
+    run = study.runs[0]
+    for name in ("run.ipynb", "record.json", "parameters.yaml", "trials/seed-1.parquet"):
+        assert (site / "runs" / run.name / name).read_bytes() == (run.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(("written", "shown"), [
+    ("<b onclick='x()'>bold</b>", "<b>bold</b>"),
+    ("<script>x()</script>after", "after"),
+    ("<a href='javascript:x()'>link</a>", "<a>link</a>"),
+    ("<a href='https://arxiv.org/abs/2405.13181'>link</a>", '<a href="https://arxiv.org/abs/2405.13181">link</a>'),
+    ("<img src='https://example.org/x.png' alt='words'>", '<img alt="words">'),
+    ("<table><tr><th scope='col' style='color: red'>a</th></tr></table>", '<table><tbody><tr><th scope="col">a</th></tr></tbody></table>'),
+    ("<iframe src='https://example.org'></iframe><form action='x'><input></form>", ""),
+])
+def test_only_harmless_markup_is_left(written, shown):
+    assert clean(written).strip() == shown
+
+
+def test_equations_become_mathml_and_what_is_none_stays_as_written():
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in markdown("so $x^2$ grows")
+    assert "<code>\\nonsense{x}</code>" in markdown(r"so $\nonsense{x}$ grows")
+    assert "<script" not in markdown(r"$\text{<script>x()</script>}$")
+
+
+@pytest.mark.parametrize(("said", "number"), [("71.2 [65.0, 77.4]", "71.2"), ("-1.5", "-1.5"), ("+2.0", "2.0"), ("1,043", "1043.0"), ("all", "")])
+def test_columns_sort_by_the_number_they_begin_with(said, number):
+    assert leading_number(said) == number
+
+
+def test_an_installed_package_brings_what_the_site_is_made_of():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lowres"]
+    packed = {path for pattern in patterns for path in (ROOT / "lowres").glob(pattern)}
+    assert packed >= {path for path in (ROOT / "lowres" / "site").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_two_hundred_notebooks_take_less_than_three_minutes(tmp_path):
+    study = executed(tmp_path, shots=range(1, 201), seeds=[0, 1], methods=METHODS[:1])
+    start = time.monotonic()
+    site, _ = published(study)
+    assert len(list(site.rglob("runs/**/index.html"))) == 200 and time.monotonic() - start < 180
