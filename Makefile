@@ -2,7 +2,7 @@
 PYTHON ?= python3
 READY = .venv/.ready
 
-.PHONY: quickstart test chaos lab check clean
+.PHONY: quickstart test chaos bench lab check clean
 
 quickstart: $(READY)
 	.venv/bin/lowres run quickstart
@@ -12,6 +12,10 @@ test: $(READY)
 
 chaos: $(READY)
 	.venv/bin/python -m pytest -m chaos
+
+# lowres against the usual ways, side by side: about 45 minutes on a machine that does nothing else.
+bench: $(READY)
+	.venv/bin/python -m tests.benchmarks
 
 # Memory settings as `lowres run` gives its kernels: a training step takes 0.7 s instead of 1.2 s.
 lab: $(READY)

@@ -1,0 +1,140 @@
+"""What lowres costs beside itself: LoRA beside all weights, one run beside five, memory, a kernel's start, padding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from peft import LoraConfig
+
+from lowres import scratch as private
+from lowres.adapters import attach
+from lowres.backbones import load_backbone
+from lowres.batches import pack
+from lowres.evaluation import BUDGET, predict
+from lowres.heads import Classifier
+from lowres.meters import Meter
+from lowres.parameters import METHODS, ROOT, LoRA
+from lowres.running import run_notebook
+from tests.benchmarks import workloads
+from tests.benchmarks.stepping import Stepped
+from tests.benchmarks.timing import Row, alternate, called, ratio, shown
+
+GIGABYTES = {"vanilla": 4.0, "lora": 2.0}
+FIRST_STEP = """
+import time, pathlib, torch
+torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: (pathlib.Path({told!r}).write_text(str(time.time())), 1 / 0))"""
+
+
+def attached(backbone) -> None:
+    """LoRA as the method's own parameters have it."""
+    p = LoRA()
+    attach(backbone, LoraConfig(r=p.rank, lora_alpha=p.alpha, lora_dropout=p.dropout, task_type="CAUSAL_LM"), seed=0)
+
+
+def lora_step(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
+    """A step on 32 texts with an adapter, against one with all weights: same texts, same head, same precision."""
+    backbones = {method: load_backbone(name, device="cpu") for method in GIGABYTES}
+    attached(backbones["lora"])
+    ids = {task: workloads.texts(task, 32, workloads.vocabulary(backbones["lora"])) for task in ("cola", "mnli")}
+    jobs = {}
+    for method, backbone in backbones.items():
+        stepped = Stepped(backbone, Classifier(backbone, 2, 0), workloads.inputs(sum(ids.values(), [])))
+        jobs |= {f"{method} {task}": partial(stepped.step, list(range(32 * i, 32 * i + 32))) for i, task in enumerate(ids)}
+    samples = alternate(jobs, repeats)
+    return [ratio("LoRA step / full step", f"{called(name)} {task} 32", samples[f"lora {task}"], samples[f"vanilla {task}"], unit="of 1", target=0.75,
+                  at_most=True, parts=f"{shown(samples[f'lora {task}'])} / {shown(samples[f'vanilla {task}'])} s") for task in ids]
+
+
+def memory(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
+    """Peak resident set of a trial as its record has it, each in a fresh process."""
+    rows = []
+    for method, target in GIGABYTES.items():
+        call = [sys.executable, "-c", f"from tests.benchmarks import costs; costs.trial_memory({method!r}, {name!r})"]
+        found = [float(subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()[-1]) for _ in range(repeats)]
+        rows.append(Row(f"peak memory, {method}", f"{called(name)} mnli 32", float(np.median(found)), "GB", repeats, target, at_most=True,
+                        low=min(found), high=max(found)))
+    return rows
+
+
+def trial_memory(method: str, name: str) -> None:
+    """Prints the peak gigabytes of the heaviest steps of a trial at 128 shots, and of an evaluation pass."""
+    from lowres import analysis, figures, notebook  # noqa: F401  what a method's notebook has imported by then
+
+    backbone = load_backbone(name, device="cpu")
+    top = workloads.vocabulary(backbone)
+    shots, ids = workloads.texts("mnli", 256, top), workloads.texts("mnli", 200, top)
+    draw = np.random.default_rng(0)
+    batches = [draw.permutation(256)[:32].tolist() for _ in range(320)]
+    heaviest = max(batches, key=lambda batch: sum(len(shots[i]) for i in batch))
+    meter = Meter()
+    backbone.restore()
+    if method == "lora":
+        attached(backbone)
+    head = Classifier(backbone, 2, 0)
+    stepped = Stepped(backbone, head, workloads.inputs(shots))
+    for batch in (batches[0], heaviest, batches[1]):
+        stepped.step(batch)
+    predict(backbone, head, {"set": workloads.inputs(ids)})
+    print(meter.memory()["resident"])
+
+
+def first_step(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
+    """From asking for a kernel to the end of the first optimizer step of the vanilla notebook, whose weights lie in the cache."""
+    told = scratch / "first-step"
+    notebook = nbformat.read(ROOT / "notebooks" / "vanilla.ipynb", as_version=4)
+    at = next(i for i, cell in enumerate(notebook.cells) if "run.each_seed(" in cell.source)
+    notebook.cells.insert(at, nbformat.v4.new_code_cell(FIRST_STEP.format(told=str(told))))
+    nbformat.write(notebook, scratch / "vanilla.ipynb")
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.time()
+        run(scratch / "vanilla.ipynb", name, [0], expected="ZeroDivisionError")
+        seconds.append(float(told.read_text()) - start)
+    found = seconds[1:]  # the first may have had files to read that the others find in memory
+    return [Row("kernel start to first step", called(name), float(np.median(found)), "s", repeats, 5, at_most=True, low=min(found), high=max(found))]
+
+
+def five_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
+    """One run of five seeds against five runs of one: a notebook's start and end are paid once. A seed more is what a run of two takes longer."""
+    notebook = ROOT / "notebooks" / "vanilla.ipynb"
+    samples = alternate({"one": lambda: run(notebook, name, [0]), "two": lambda: run(notebook, name, [0, 1])}, repeats, warm=False)
+    together = [one + 4 * (two - one) for one, two in zip(samples["one"], samples["two"])]
+    apart = [5 * one for one in samples["one"]]
+    told = f"a run of one seed {shown(samples['one'])} s, of two {shown(samples['two'])} s; five: one + 4 x (two - one)"
+    return [ratio("five trials in a run / in five", f"{called(name)} grammar 2", together, apart, unit="of 1", target=0.75, at_most=True, parts=told)]
+
+
+def run(notebook: Path, model: str, seeds: list[int], expected: str = "") -> None:
+    """A vanilla run at 2 shots, all else by default. Raises RuntimeError if it ends otherwise than expected."""
+    parameters = METHODS["vanilla"](model=model, shots=2, seeds=seeds).model_dump()
+    with private.scratch_folder() as folder:
+        ended = run_notebook(notebook, folder / "run.ipynb", parameters, folder, {})
+    if expected not in ended.message or bool(ended.kind) != bool(expected):
+        raise RuntimeError(json.dumps([ended.kind, ended.message]))
+
+
+def padding(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
+    """Tokens computed for each that is needed: of 40 epochs of training at 16 and 128 shots, and of a trial's evaluation. Counted, not timed."""
+    rows = []
+    for task, kinds in workloads.EVALUATED.items():
+        for shots in (16, 128):
+            ids = workloads.texts(task, 2 * shots, 1000)
+            orders = [np.random.default_rng(seed).permutation(len(ids)) for seed in range(4 if quick else 40)]
+            batches = [[ids[i] for i in order[start : start + 32]] for order in orders for start in range(0, len(ids), 32)]
+            rows.append(_padded(f"{task} training {shots}", batches))
+        every = [text for kind, count in kinds.items() for text in workloads.texts(kind, count // (40 if quick else 1), 1000)]
+        rows.append(_padded(f"{task} evaluation", [every], BUDGET))
+    return rows
+
+
+def _padded(case: str, batches: list, *budget: int) -> Row:
+    computed = sum(rows.ids.numel() for batch in batches for rows in pack(batch, "cpu", 0, *budget))
+    needed = sum(len(text) for batch in batches for text in batch)
+    return Row("tokens computed for each needed", case, computed / needed, "of 1", 1, 1.15, at_most=True, parts=f"{computed:,} / {needed:,}")
