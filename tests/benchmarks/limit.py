@@ -31,8 +31,6 @@ class Noting(TorchDispatchMode):
             self._note(args[0], args[1])
         elif name in ("addmm", "baddbmm"):
             self._note(args[1], args[2])
-        elif "scaled_dot_product" in name:
-            self._fused(name, args)
         elif name in ("matmul", "linear"):  # without autograd they arrive whole
             with self:
                 return function.decompose(*args, **(kwargs or {}))
@@ -40,16 +38,6 @@ class Noting(TorchDispatchMode):
 
     def _note(self, a: torch.Tensor, b: torch.Tensor) -> None:
         self.products[(tuple(a.shape), a.stride(), a.dtype), (tuple(b.shape), b.stride(), b.dtype)] += 1
-
-    def _fused(self, name: str, args) -> None:
-        """Fused attention: two products forward, and backward the four without which there are no gradients."""
-        query, key, value = (part.flatten(0, 1) for part in (args[1:4] if "backward" in name else args[:3]))
-        weights = query.new_empty(len(query), query.shape[1], key.shape[1])
-        if "backward" in name:
-            self._note(weights, value), self._note(weights, key)  # a gradient of weights' size times both
-            self._note(weights.mT, query), self._note(weights.mT, query)
-        else:
-            self._note(query, key.mT), self._note(weights, value)
 
 
 def products_of(work: Callable) -> Products:
