@@ -13,7 +13,7 @@ test: $(READY)
 chaos: $(READY)
 	.venv/bin/python -m pytest -m chaos
 
-# lowres against the usual ways, side by side: about 45 minutes on a machine that does nothing else.
+# lowres against the usual ways, side by side. Wants a machine that does nothing else; --only NAME and --quick measure less.
 bench: $(READY)
 	.venv/bin/python -m tests.benchmarks
 

@@ -85,7 +85,7 @@ def board(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[s
     """Controls over the calls above. What they show is made anew when one changes, with the lines of code that would show the same."""
     import ipywidgets
 
-    wide = {"style": {"description_width": "8em"}, "layout": {"width": "min(44em, 98%)"}, "continuous_update": False}
+    wide = {"style": {"description_width": "initial"}, "layout": {"width": "min(44em, 98%)"}, "continuous_update": False}
     asked = ipywidgets.Text(pattern.replace("\n", r"\n"), description="pattern", **wide)
     said = {label: ipywidgets.Text(words[label], description=f"word: {label}", **wide) for label in task.labels}
     given = {column: ipywidgets.Text(example[column], description=column, **wide) for column in task.file.text}
@@ -113,7 +113,8 @@ def _page(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[s
     code = [f"text_pattern = {pattern!r}", f"words = {words!r}", f"example = {example!r}",
             "exploring.tokens(backbone, text_pattern.format(**example))",
             "exploring.opinion(backbone, task.file, text_pattern, words, example)", "exploring.fare(backbone, task, examples, text_pattern, words)"]
+    form = {"border": 0, "justify": "left", "col_space": "7em"}
     return (f'<h4>Tokens</h4><div style="line-height:1.9">{" ".join(boxes)}</div>'
-            f"<h4>The backbone's opinion</h4>{first.to_html(border=0)}"
-            f"<h4>How {len(shots)} labelled examples fare</h4>{second.to_html(border=0)}"
+            f"<h4>The backbone's opinion</h4>{first.to_html(**form)}"
+            f"<h4>How {len(shots)} labelled examples fare</h4>{second.to_html(**form)}"
             f'<h4>The same as code</h4><pre style="white-space:pre-wrap">{html.escape(chr(10).join(code))}</pre>')
