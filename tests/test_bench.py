@@ -81,9 +81,9 @@ def test_a_step_that_fails_says_so_where_it_was_asked_for(tiny_opt):
         stepped.step([99])
 
 
-def test_the_limits_operations_are_those_that_torch_counts(tiny_llama):
+def test_the_limits_operations_are_those_that_torch_counts(tiny_model):
     """The reference: torch's own counter of operations, forward and backward."""
-    model = load_backbone(tiny_llama, precision="float32").model
+    model = load_backbone(tiny_model, precision="float32").model
 
     def work() -> None:
         model(input_ids=torch.full((4, 32), 20)).logits.sum().backward()

@@ -18,7 +18,7 @@ from tests.benchmarks.trials import told_parts
 
 WORDS = [" Yes", " No"]
 INPUTS, DEMONSTRATIONS = 500, 16
-SOME = 16  # inputs of the teacher without a cache that are measured
+SOME = 8  # inputs of the teacher without a cache that are measured
 
 
 def hans(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:

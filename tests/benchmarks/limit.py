@@ -19,7 +19,8 @@ Products = Counter[tuple[Operand, Operand]]
 
 
 class Noting(TorchDispatchMode):
-    """Notes the operands of every matrix product that torch computes, autograd's included."""
+    """Notes the operands of every matrix product that torch computes, autograd's included. Those inside fused attention are not seen: the limit
+    of a step that has it comes out too hard to reach, never too easy."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,16 +51,19 @@ def usual(job: Callable) -> Callable:
     return run
 
 
-def alternate(jobs: dict[str, Callable], repeats: int, warm: bool = True) -> Samples:
-    """Rounds of all jobs in turn, after one that is not counted: what disturbs the machine disturbs all. A sample a round, in seconds."""
+def alternate(jobs: dict[str, Callable], repeats: int, warm: Collection[str] | None = None) -> Samples:
+    """Rounds of all jobs in turn: what disturbs the machine disturbs all. A sample a round, in seconds.
+
+    First all are done once, uncounted; or those named by `warm`, where the largest suffice: what is slow at first is memory that is new.
+    """
+    for name in jobs if warm is None else warm:
+        jobs[name]()
     samples: Samples = {name: [] for name in jobs}
-    for round_ in range(repeats + warm):
+    for _ in range(repeats):
         for name, job in jobs.items():
             start = time.perf_counter()
             told = job()  # some know their seconds better than the clock
-            seconds = told if isinstance(told, float) else time.perf_counter() - start
-            if round_ >= warm:
-                samples[name].append(seconds)
+            samples[name].append(told if isinstance(told, float) else time.perf_counter() - start)
     return samples
 
 

@@ -114,7 +114,7 @@ def whole_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Ro
     products = case.limits()
     a, b = peers.pair(case.backbone.folder, case.scratch)
     alone = {f"{task} products": limit.Alone(found).seconds for task, found in products.items()}
-    samples |= alternate({**case.step_jobs(a, b), **alone, **case.evaluation_jobs(a, b)}, repeats)
+    samples |= alternate({**case.step_jobs(a, b), **alone, **case.evaluation_jobs(a, b)}, repeats, warm=("A step 32", "lowres mnli step 32"))
     rows = [against(case, way, task, shots, samples) for way in "AB" for task in case.evaluated for shots in SHOTS]
     rows += [near_limit(case, task, products[task], samples) for task in products]
     return rows if name in workloads.OPT_SHAPES else rows + check(case, samples)
@@ -137,7 +137,7 @@ def near_limit(case: Case, task: str, products: limit.Products, samples: Samples
     return ratio("step's part of the limit", f"{case.name} {task} 32", alone, step, unit="of 1", target=PART, parts=told)
 
 
-def check(case: Case, samples: Samples, epochs: int = 3, rows: int = 64) -> list[Row]:
+def check(case: Case, samples: Samples, epochs: int = 2, rows: int = 64) -> list[Row]:
     """A short trial of each way, whole, against its composition: MNLI's lengths, 16 shots."""
     shots, ids = case.shots["mnli", 16], workloads.evenly(case.evaluated["mnli"], rows)
     result = []
