@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from lowres.errors import BadInput
-from lowres.parameters import located, shown
+from lowres.files import located, shown
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Study = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]

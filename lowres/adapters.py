@@ -217,7 +217,7 @@ def check(p) -> None:
 
     config = configuration(p)
     if p.fidelity == "as_coded":
-        read_task(p.task).pick("patterns", "as_coded")
+        read_task(p.task).pattern("as_coded")
     model = shape_of(p.model)
     virtual, context = getattr(config, "num_virtual_tokens", None) or 0, model.config.max_position_embeddings
     if virtual and virtual + p.max_length > context:

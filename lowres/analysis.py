@@ -20,10 +20,16 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float]:
     return (float(low), float(high))
 
 
+def accuracy_interval(values) -> tuple[float, float]:
+    """The same for accuracies, 0 to 1: two trials' interval may reach beyond what an accuracy can be."""
+    low, high = np.clip(interval(values), 0, 1)
+    return (float(low), float(high))
+
+
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """A line a group: mean accuracy over seeds with its 95 % interval, MCC, the constant prediction's accuracy, cost."""
     def one(group: pd.DataFrame) -> pd.Series:
-        low, high = np.clip(interval(group["accuracy"]), 0, 1)  # two trials' interval may reach beyond what an accuracy can be
+        low, high = accuracy_interval(group["accuracy"])
         return pd.Series({
             "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(),
             "mcc": group["mcc"].mean(), "trials": len(group), "distinct": group["outcome"].nunique(),

@@ -24,8 +24,8 @@ from torch import nn
 
 from lowres.adapters import behind_prompt, detach
 from lowres.errors import BadInput
+from lowres.files import located
 from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
-from lowres.parameters import located
 
 Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
 CHUNK = 512  # attention over a whole long context at once would take gigabytes

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowres.errors import BadInput
-from lowres.parameters import Parameters, located, read_yaml, shown, validated
+from lowres.files import located, read_yaml, shown
+from lowres.parameters import Parameters, validated
 from lowres.study import Study, read_study
 from lowres.tasks import load_task, read_task
 
@@ -36,7 +37,8 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
 
 def rehearse(p: Parameters) -> None:
     """Makes the prompts of a method that has any, once. Raises BadInput for what cannot be drawn or does not fit."""
-    if hasattr(p, "demonstrations"):
+    prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
+    if prompted and hasattr(p, "demonstrations"):
         from lowres import rehearsal
 
         rehearsal.rehearse(p)
@@ -53,7 +55,7 @@ def forget_files() -> None:
 def check_method(p: Parameters) -> None:
     """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
     if getattr(p, "fidelity", "") == "as_coded" and hasattr(p, "pattern") and getattr(p, "head", "") != "classifier":
-        read_task(p.task).pick("patterns", "as_coded")
+        read_task(p.task).pattern("as_coded")
     if hasattr(p, "peft_type"):
         from lowres import adapters
 
@@ -77,14 +79,13 @@ def check_words(model: str, task: str, pattern: str, label_words: str | None) ->
     from lowres.backbones import load_tokenizer, resolve
 
     spec = read_task(task)
-    spec.pick("patterns", pattern)
+    spec.pattern(pattern)
     tokenizer = load_tokenizer(resolve(model, weights=False))
     if label_words is not None:
         from lowres.heads import word_ids
 
-        words = spec.pick("label_words", label_words)
         try:
-            word_ids(tokenizer, [words[label] for label in spec.labels])
+            word_ids(tokenizer, spec.words(label_words))
         except BadInput as error:
             raise BadInput(f"{spec.name}: {error}") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so

@@ -22,7 +22,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from lowres.errors import BadInput
-from lowres.parameters import located, shown
+from lowres.files import located, shown
 from lowres.records import RESULTS_VERSION
 
 MEMORY_A_WORKER = 5e9  # what training the 135M model takes at most: no more workers than fit
@@ -151,7 +151,7 @@ def _checked(client: Client, outputs: Path) -> int:
         try:
             from dask.system import CPU_COUNT
 
-            from lowres.parameters import located
+            from lowres.files import located
             from lowres.records import RESULTS_VERSION
             from lowres.scheduling import execute  # noqa: F401
         except ImportError as error:

@@ -12,8 +12,8 @@ import torch
 
 from lowres.backbones import load_model
 from lowres.errors import BadInput
+from lowres.files import located, shown
 from lowres.identity import split_revision
-from lowres.parameters import located, shown
 
 
 def convert(name: str, target: Path) -> None:

@@ -177,8 +177,7 @@ def check_distillation(p, spec) -> None:
     from lowres.backbones import load_tokenizer, prefix_tokens, resolve
 
     if p.context == "instruction":
-        words = spec.pick("label_words", p.label_words)
-        instruction(spec, [words[label] for label in spec.labels])
+        instruction(spec, spec.words(p.label_words))
     folders = [resolve(name, weights=False) for name in (p.model, p.teacher) if name]
     sizes = [AutoConfig.from_pretrained(folder).get_text_config().vocab_size for folder in folders]
     if p.top_k >= sizes[0]:

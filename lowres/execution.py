@@ -15,8 +15,8 @@ from pathlib import Path
 
 from lowres import records, scratch
 from lowres.cleaning import cleaned, without_secrets
+from lowres.files import located, shown
 from lowres.notebook import SCRATCH, STOP, as_yaml
-from lowres.parameters import located, shown
 from lowres.running import Ended, run_notebook
 from lowres.status import Facts, Status, checksum, failure_folder, status_of
 from lowres.study import Run, Study

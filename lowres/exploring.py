@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from lowres import prompts
 from lowres.batches import encode
@@ -38,7 +39,7 @@ def opinion(backbone, spec: TaskFile, pattern: str, words: dict[str, str], examp
     logits, empty = _logits(backbone, spec, pattern, words, rows)
     return pd.DataFrame({
         "label": spec.labels, "label word": [repr(words[label]) for label in spec.labels],
-        "probability": _shares(logits)[0].round(3), "calibrated": _shares(prompts.calibrated(logits, empty))[0].round(3),
+        "probability": softmax(logits, axis=1)[0].round(3), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)[0].round(3),
     }).set_index("label")
 
 
@@ -49,11 +50,10 @@ def fare(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[st
     """
     logits, empty = _logits(backbone, task.file, pattern, words, shots)
     gold, labels = shots["label"].to_numpy(), len(task.labels)
-    constant = np.full((len(shots), labels), 1 / labels)
-    ways = {"as it is": _shares(logits), "calibrated": _shares(prompts.calibrated(logits, empty))}
+    ways = {"as it is": softmax(logits, axis=1), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)}
     lines = [{"answers": name, "right, %": 100 * (part.argmax(1) == gold).mean(), "mean log p": np.log(part[np.arange(len(gold)), gold]).mean()}
              for name, part in ways.items()]
-    lines.append({"answers": "constant", "right, %": 100 * np.bincount(gold).max() / len(gold), "mean log p": np.log(constant[0, 0])})
+    lines.append({"answers": "constant", "right, %": 100 * np.bincount(gold).max() / len(gold), "mean log p": -np.log(labels)})
     return pd.DataFrame(lines).round({"right, %": 1, "mean log p": 3}).set_index("answers")
 
 
@@ -74,11 +74,6 @@ def _check_pattern(pattern: str, spec: TaskFile) -> None:
         raise BadInput(f"pattern: {pattern!r}: {error}") from None
     if sorted(columns) != sorted(spec.text):
         raise BadInput(f"pattern: {pattern!r} wants a place for each of {', '.join(f'{{{column}}}' for column in spec.text)}, once")
-
-
-def _shares(logits: np.ndarray) -> np.ndarray:
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
 
 
 def board(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[str, str], example: dict[str, str]) -> VBox:

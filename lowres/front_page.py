@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowres.analysis import RUN, interval, verdict
+from lowres.analysis import RUN, accuracy_interval, verdict
 from lowres.collection import Collected
 from lowres.study import Run
 from lowres.tables import most_shots, readable_results, result_table
@@ -113,7 +113,7 @@ def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
         if not len(scores):
             texts.append("–")
             continue
-        low, high = np.clip(interval(scores["accuracy"]), 0, 1)
+        low, high = accuracy_interval(scores["accuracy"])
         means.append(scores["accuracy"].mean())
         texts.append(f"{100 * means[-1]:.1f}" + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"))
         measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores)}

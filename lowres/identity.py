@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from lowres.errors import BadInput
-from lowres.parameters import located, shown
+from lowres.files import located, shown
 
 EMBEDDED = "smollm2-135m"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -19,9 +19,10 @@ import yaml
 
 from lowres import records
 from lowres.checks import check_method, check_words, forget_files, rehearse
+from lowres.files import ROOT, located, shown
 from lowres.identity import weights
 from lowres.meters import Meter, flops
-from lowres.parameters import METHODS, ROOT, Parameters, located, shown, validated
+from lowres.parameters import METHODS, Parameters, validated
 from lowres.tasks import Task, data_checksums, extended_task
 
 if TYPE_CHECKING:

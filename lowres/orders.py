@@ -8,8 +8,8 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
+from lowres.files import shown
 from lowres.grid import problems, summary
-from lowres.parameters import shown
 from lowres.status import Status, classified, counts
 from lowres.study import Run, Study, narrowed, read_study
 

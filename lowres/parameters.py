@@ -6,15 +6,12 @@ cell, and its file in `parameters/methods/`. All are flat, so that papermill and
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from lowres.errors import BadInput, near
-
-ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used from its clone
+from lowres.files import ROOT, checked, read_yaml, shown
 
 Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
@@ -99,6 +96,13 @@ class PBFT(Trained):
         return _as_coded(fidelity, others.data, {"loss": "label_words"}, pattern="as_coded")
 
 
+# Adaptive fine-tuning's parameters that only one of its readings has.
+ADAPTIVE_ONLY = {
+    "search_words": "pattern", "choose_always": "pattern", "train_layers": "layers", "layer_decay": "layers",
+    "corpus_steps": "corpus", "corpus_learning_rate": "corpus", "corpus_rows": "corpus",
+}
+
+
 class Adaptive(Trained):
     """What is adapted before or in fine-tuning: the pattern, the layers that train, or the corpus that was read."""
 
@@ -115,13 +119,12 @@ class Adaptive(Trained):
     corpus_rows: int = Field(1000, ge=1, description="corpus: unlabelled texts of the pool that are read")
     fidelity: Fidelity = Field("as_described", description="as_coded: the authors' layers (wants head classifier, layer_decay 1.0)")
 
-    @field_validator("search_words", "choose_always", "train_layers", "layer_decay", "corpus_steps", "corpus_learning_rate", "corpus_rows")
+    @field_validator(*ADAPTIVE_ONLY)
     @classmethod
     def _has_an_effect(cls, value: Any, others: ValidationInfo) -> Any:
-        field = cls.model_fields[others.field_name]
-        of = field.description.partition(":")[0]  # of which reading it is
-        if value != field.default and others.data.get("adapt", of) != of:
-            raise ValueError(f"it would have no effect: it is for adapt = {of}, not {others.data['adapt']}")
+        reading = ADAPTIVE_ONLY[others.field_name]
+        if value != cls.model_fields[others.field_name].default and others.data.get("adapt", reading) != reading:
+            raise ValueError(f"it would have no effect: it is for adapt = {reading}, not {others.data['adapt']}")
         return value
 
     @field_validator("head")
@@ -261,60 +264,11 @@ METHODS: dict[str, type[Parameters]] = {
 WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision"}
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """A YAML mapping by the safe loader. Raises BadInput if it is missing, malformed, or no mapping."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{shown(path)}: there is no such file{near(path.stem, [p.stem for p in path.parent.glob('*.yaml')])}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{shown(path)}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{shown(path)}: a mapping of keys to values is wanted, not {type(content).__name__}")
-    return content
-
-
 def validated(method: str, values: dict[str, Any], where: str) -> Parameters:
     """A method's parameters, checked. Raises BadInput naming `where`, the key and the value."""
     if method not in METHODS:
         raise BadInput(f"{where}: method: {method!r} is not a method{near(method, METHODS)}")
     return checked(METHODS[method], values, where)
-
-
-def checked(schema: type[BaseModel], values: dict[str, Any], where: str) -> Any:
-    """`values` as a `schema`; the first fault becomes one readable sentence."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise BadInput(f"{where}: {_sentence(error.errors()[0], schema)}") from None
-
-
-def _sentence(fault: dict[str, Any], schema: type[BaseModel]) -> str:
-    key = ".".join(map(str, fault["loc"])) or "file"
-    value = fault.get("input")
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key{near(fault['loc'][-1], schema.model_fields)}"
-    if fault["type"] == "missing":
-        return f"{key}: is missing"
-    reason = fault["msg"].removeprefix("Value error, ")
-    if isinstance(value, str) and fault["type"].startswith(("float", "int")):
-        reason += "; YAML reads this as text" + (": write 1.0e-5, not 1e-5" if "e" in value.lower() else "")
-    return f"{key}: {value!r} is not accepted: {reason[0].lower()}{reason[1:]}"
-
-
-def shown(path: Path | str) -> str:
-    """A path as it may be printed or stored: inside the project relative to it, in the home folder with `~`."""
-    path = Path(path).expanduser().absolute()
-    for base, name in ((ROOT, ""), (ROOT.parent, "../"), (Path.home(), "~/")):
-        if path.is_relative_to(base):
-            return name + path.relative_to(base).as_posix()
-    return path.as_posix()
-
-
-def located(path: str) -> Path:
-    """The other way round: a stored path, relative to the project unless it is absolute."""
-    return (ROOT / Path(path).expanduser()).resolve()
 
 
 def defaults(method: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from lowres.batches import encode, pack
 from lowres.errors import BadInput
 from lowres.evaluation import BUDGET
-from lowres.heads import word_ids
+from lowres.heads import behind_text, word_ids
 from lowres.prompts import empty_example
 from lowres.shots import Streams
 
@@ -135,7 +135,7 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
     default_words = p.label_words or next(iter(task_file.label_words))
     sets, skipped = {}, []
     for name in dict.fromkeys([default_words, *task_file.label_words]):
-        words = [task_file.label_words[name][label] for label in task_file.labels]
+        words = task_file.words(name)
         try:
             sets[name] = (words, word_ids(backbone.tokenizer, words))
         except BadInput as error:
@@ -193,10 +193,7 @@ def _is_word(tokenizer, token: int) -> bool:
     piece, word = tokenizer.convert_ids_to_tokens(token), _word(tokenizer, token)
     if piece is None or piece[:1] not in ("Ġ", "▁") or not word[1:].isalpha():  # how byte-level and SentencePiece vocabularies write a space in front
         return False
-    try:
-        return word_ids(tokenizer, [word]) == [token]
-    except BadInput:
-        return False
+    return behind_text(tokenizer, word) == [token]
 
 
 def _word(tokenizer, token: int) -> str:

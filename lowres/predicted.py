@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from lowres.claims import ACCURACY, Line, Paired
 from lowres.contrasts import crossed_interval
@@ -36,8 +37,7 @@ def read_predicted(folder: str, seed: int) -> dict[str, Predicted]:
     for name, part in table.groupby("set", sort=False):
         part = part.sort_values("row")
         logits = part[[column for column in part if column.startswith("logit_")]].to_numpy(np.float64)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        confidence = odds.max(axis=1) / odds.sum(axis=1)
+        confidence = softmax(logits, axis=1).max(axis=1)
         correct = (part["label"] == part["prediction"]).to_numpy()
         tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
         bins = np.stack([np.bincount(tenth, weight, BINS) for weight in (np.ones(len(tenth)), confidence, correct)], axis=1)

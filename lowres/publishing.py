@@ -24,8 +24,8 @@ from lowres.collection import EXERCISE, Collected, collect_study, opening, safe
 from lowres.errors import BadInput
 from lowres.execution import NOTEBOOKS, analysis_mark
 from lowres.figure_files import figures_shown
+from lowres.files import located, shown
 from lowres.front_page import Cell, Page, Table
-from lowres.parameters import located, shown
 from lowres.rendering import TEMPLATES, markdown, notebook_body, read_notebook
 from lowres.run_page import record_tables
 from lowres.study import Study, read_study

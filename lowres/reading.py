@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
+import torch
 
 from lowres.batches import encode
 from lowres.evaluation import constant_accuracy, predict
@@ -49,6 +49,5 @@ def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd
     print("pattern:", repr(pattern))
     print("example:", repr(pattern.format(**example.iloc[0])))
     logits = predict(backbone, Verbalizer(backbone, words), {"example": encode(backbone, example, pattern, backbone.context_length)})
-    odds = np.exp(logits["example"][0] - logits["example"].max())
     return pd.DataFrame({"label": task.labels, "label word": [repr(word) for word in words],
-                         "probability among them": [f"{share:.3f}" for share in odds / odds.sum()]}).set_index("label")
+                         "probability among them": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).softmax(0)]}).set_index("label")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json
 
 from lowres.errors import BadInput
-from lowres.parameters import WHEREABOUTS, Parameters, shown
+from lowres.files import shown
+from lowres.parameters import WHEREABOUTS, Parameters
 from lowres.tasks import TaskFile
 
 if TYPE_CHECKING:

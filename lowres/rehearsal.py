@@ -16,38 +16,34 @@ def rehearse(p) -> None:
 
     Reads the task's rows only where the task file and `max_length` do not settle it.
     """
-    if not hasattr(p, "demonstrations") or "as_coded" == getattr(p, "fidelity", "") or getattr(p, "scoring", "") == "likelihood":
-        return
     from_pool = getattr(p, "inputs", "") == "pool"
     reader = without_weights(getattr(p, "teacher", "") or p.model)
     fits = p.demonstrations == 0 or _surely_fits(reader, read_task(p.task), p)
     if fits and not from_pool:
         return
     task = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
-    for seed in p.seeds:
-        if from_pool:
-            drawn_from_pool(task.pool, draw(task.pool, p.shots, seed), p.unlabelled, Streams(seed))
-        if not fits:
-            _make_prompts(reader, task, p, seed)
+    if from_pool:  # whether the pool is large enough does not depend on the draw
+        drawn_from_pool(task.pool, draw(task.pool, p.shots, p.seeds[0]), p.unlabelled, Streams(p.seeds[0]))
+    if not fits:
+        _make_prompts(reader, task, p)
 
 
 def _surely_fits(reader: Backbone, spec: TaskFile, p) -> bool:
     """Whether the context fits even if every text is `max_length` long: one demonstration of each label, or the instruction."""
     if getattr(p, "context", "") == "instruction":
-        words = spec.pick("label_words", p.label_words)
-        context = len(reader.tokenize([instruction(spec, [words[label] for label in spec.labels]) + SEPARATOR])[0])
+        context = len(reader.tokenize([instruction(spec, spec.words(p.label_words)) + SEPARATOR])[0])
     else:
         context = len(spec.labels) * (p.max_length + 1 + len(behind_text(reader.tokenizer, SEPARATOR)))
     return len(reader.prefix) + context + p.max_length <= reader.context_length
 
 
-def _make_prompts(reader: Backbone, task: Task, p, seed: int) -> None:
-    """What a trial would make, by the same functions."""
-    pattern = task.file.pick("patterns", p.pattern)
-    words = [task.file.pick("label_words", p.label_words)[label] for label in task.labels]
+def _make_prompts(reader: Backbone, task: Task, p) -> None:
+    """What each trial would make, by the same functions."""
+    pattern, words = task.file.pattern(p.pattern), task.file.words(p.label_words)
     room = longest({name: bare(reader, encode(reader, rows, pattern, p.max_length)) for name, rows in task.evaluation.items()})
-    shots, streams = draw(task.pool, p.shots, seed), Streams(seed)
-    if hasattr(p, "inputs"):
-        prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room)
-    else:
-        demonstrated(reader, shots, streams.demonstrations.permutation(len(shots)), pattern, words, p.demonstrations, p.max_length, room)
+    for seed in p.seeds:
+        shots, streams = draw(task.pool, p.shots, seed), Streams(seed)
+        if hasattr(p, "inputs"):
+            prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room)
+        else:
+            demonstrated(reader, shots, streams.demonstrations.permutation(len(shots)), pattern, words, p.demonstrations, p.max_length, room)

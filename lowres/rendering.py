@@ -21,7 +21,7 @@ from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer,
 from traitlets.config import Config
 
 from lowres.errors import BadInput
-from lowres.parameters import shown
+from lowres.files import shown
 
 TEMPLATES = Path(__file__).with_name("site")
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]

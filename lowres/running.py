@@ -18,7 +18,7 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_core.utils import run_sync
 
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 
 # Set before a kernel starts. Large blocks are kept, not given back and faulted in anew at each step: 1.2 to 0.7 s a step.
 # (Dask sets the opposite in its workers.)

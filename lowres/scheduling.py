@@ -19,7 +19,7 @@ from distributed import Future, as_completed
 from lowres import scratch
 from lowres.cluster import Cluster, default_workers, given_cluster, own_cluster
 from lowres.execution import Options, Result, execute, keep_failure, now
-from lowres.parameters import located, shown
+from lowres.files import located, shown
 from lowres.progress import Progress
 from lowres.running import Ended, kill_kernels
 from lowres.status import Status

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowres.errors import BadInput
-from lowres.parameters import located, shown
+from lowres.files import located, shown
 
 if TYPE_CHECKING:
     import pandas as pd

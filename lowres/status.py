@@ -21,8 +21,9 @@ from typing import Any
 
 from lowres import records, scratch
 from lowres.errors import BadInput
+from lowres.files import located
 from lowres.identity import weights
-from lowres.parameters import Parameters, located
+from lowres.parameters import Parameters
 from lowres.study import Run, Study
 from lowres.tasks import data_checksums, extended_task
 

@@ -22,7 +22,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from lowres.errors import BadInput, near
-from lowres.parameters import METHODS, ROOT, Parameters, checked, defaults, located, read_yaml, shown, validated
+from lowres.files import ROOT, checked, located, read_yaml, shown
+from lowres.parameters import METHODS, Parameters, defaults, validated
 from lowres.tasks import read_task
 
 PLACE = ("model", "task", "shots")  # have a folder of their own, so they are no part of a variant's name

@@ -12,6 +12,7 @@ from lowres.tables import most_shots
 
 FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
 
+
 def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
     """Accuracy in the parts of each set (HANS: heuristic and label; CoLA: source) at the most shots; a figure a model, task and set."""
     found = []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lowres.errors import BadInput, near
-from lowres.parameters import ROOT, checked, located, read_yaml, shown
+from lowres.files import ROOT, checked, located, read_yaml, shown
 from lowres.sources import find, from_hub, generated, read_table, sha256, verified
 
 if TYPE_CHECKING:
@@ -101,8 +101,16 @@ class TaskFile(BaseModel):
                 raise ValueError(f"relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
         return self
 
-    def pick(self, key: Literal["patterns", "label_words"], name: str) -> Any:
-        """The pattern or the label words of that name; the first if the name is empty."""
+    def pattern(self, name: str) -> str:
+        """The pattern of that name; the first if the name is empty."""
+        return self._named("patterns", name)
+
+    def words(self, name: str) -> list[str]:
+        """A word for each of `labels`, in their order: the label words of that name; the first if it is empty."""
+        words = self._named("label_words", name)
+        return [words[label] for label in self.labels]
+
+    def _named(self, key: Literal["patterns", "label_words"], name: str) -> Any:
         choices = getattr(self, key)
         if name and name not in choices:
             raise BadInput(f"{self.name}: {key}: there is no {name!r}{near(name, choices)}")

@@ -21,9 +21,10 @@ import psutil
 import yaml
 
 from lowres import records
+from lowres.files import ROOT, located
 from lowres.notebook import SCRATCH, STOP, Interrupted
 from lowres.orders import chosen
-from lowres.parameters import METHODS, ROOT, located, validated
+from lowres.parameters import METHODS, validated
 from lowres.status import Facts, classified
 from lowres.study import Run, Study, read_study
 

@@ -39,7 +39,7 @@ def weights_of(backbone):
 
 
 def inputs_of(backbone, task, shots=4, seed=0):
-    return encode(backbone, draw(task.pool, shots, seed), task.file.pick("patterns", ""), 64)
+    return encode(backbone, draw(task.pool, shots, seed), task.file.pattern(""), 64)
 
 
 # --- pattern -----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from synthetic import METHODS, fill, filled, make_study
 
 from lowres import analysis, collection, tables, verdicts
 from lowres.advice import Budget, advise, probability_best
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 from lowres.study import read_study
 
 

@@ -18,7 +18,7 @@ from stand_ins import eventually, family, finish, kernels, noted, nothing_is_lef
 
 from lowres import records, scratch
 from lowres.execution import Options, execute
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 from lowres.scheduling import run_study
 from lowres.status import classified
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 from lowres.status import classified
 from lowres.study import read_study
 

@@ -15,8 +15,9 @@ from lowres.backbones import load_backbone
 from lowres.batches import BUDGET
 from lowres.evaluation import BUDGET as EVALUATION_BUDGET
 from lowres.evaluation import predict
+from lowres.files import ROOT
 from lowres.heads import Classifier
-from lowres.parameters import ROOT, Vanilla
+from lowres.parameters import Vanilla
 from lowres.shots import Streams
 from lowres.training import train
 from tests.benchmarks import workloads

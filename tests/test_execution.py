@@ -14,8 +14,8 @@ from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook
 
 from lowres import records, scratch
 from lowres.execution import Options, execute
+from lowres.files import ROOT
 from lowres.identity import identity
-from lowres.parameters import ROOT
 from lowres.status import failure_folder, status_of
 from lowres.study import read_study
 

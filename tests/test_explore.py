@@ -13,8 +13,8 @@ from lowres.backbones import load_backbone
 from lowres.batches import encode
 from lowres.errors import BadInput
 from lowres.evaluation import predict
+from lowres.files import ROOT
 from lowres.heads import Verbalizer
-from lowres.parameters import ROOT
 from lowres.shots import draw
 from lowres.tasks import load_task
 
@@ -24,7 +24,7 @@ PATTERN, EXAMPLE = "{sentence} ?", {"sentence": "The nurse has written a letter.
 @pytest.fixture(scope="module")
 def looked_at(tiny_llama):
     backbone, task = load_backbone(tiny_llama, precision="float32"), load_task("grammar")
-    return backbone, task, draw(task.pool, 4, 0), task.file.pick("label_words", "")
+    return backbone, task, draw(task.pool, 4, 0), dict(zip(task.labels, task.file.words("")))
 
 
 def test_tokens_are_the_whole_text_behind_the_prefix(looked_at):

@@ -19,7 +19,8 @@ import pytest
 from site_study import browser
 from synthetic import fill, make_study
 
-from lowres.parameters import METHODS, ROOT
+from lowres.files import ROOT
+from lowres.parameters import METHODS
 from lowres.study import read_study
 
 SMALL = {"shots": "2", "evaluation_rows": "8", "epochs": "2"}

@@ -50,7 +50,7 @@ def attached(backbone, seed=1, **given):
 
 def trained(backbone, head, p, seed=0):
     task = load_task("grammar", "", 20)
-    inputs = encode(backbone, draw(task.pool, 4, seed), task.file.pick("patterns", ""), 64)
+    inputs = encode(backbone, draw(task.pool, 4, seed), task.file.pattern(""), 64)
     return train(backbone, head, inputs, p, Streams(seed))
 
 

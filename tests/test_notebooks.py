@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lowres import records
-from lowres.parameters import METHODS, ROOT, Trained
+from lowres.files import ROOT
+from lowres.parameters import METHODS, Trained
 
 GOLDEN = Path(__file__).parent / "golden.json"
 

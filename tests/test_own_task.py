@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 
 ROWS = {
     "praise": ["We loved the {}.", "Thank you, the {} was lovely.", "The {} made our week."],

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from lowres.errors import BadInput
-from lowres.parameters import METHODS, ROOT, defaults, read_yaml, shown, validated
+from lowres.files import ROOT, read_yaml, shown
+from lowres.parameters import METHODS, defaults, validated
 
 NOTEBOOKS = {name: ROOT / "notebooks" / f"{name}.ipynb" for name in METHODS}
 

@@ -13,8 +13,8 @@ from site_study import write_notebooks
 from synthetic import METHODS, fill, make_study
 
 from lowres.errors import BadInput
+from lowres.files import ROOT
 from lowres.front_page import leading_number
-from lowres.parameters import ROOT
 from lowres.publishing import Site, publish
 from lowres.rendering import clean, markdown
 from lowres.study import Study, read_study

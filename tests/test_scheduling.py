@@ -14,8 +14,8 @@ from stand_ins import eventually, family, finish, noted, nothing_is_left, start_
 from lowres.cluster import default_workers, given_cluster, own_cluster
 from lowres.errors import BadInput
 from lowres.execution import Options, analyse, execute
+from lowres.files import ROOT
 from lowres.orders import Order, carry_out, chosen
-from lowres.parameters import ROOT
 from lowres.running import Ended
 from lowres.scheduling import Outcome, run_study
 from lowres.status import TimeLeft, as_json, classified, remaining

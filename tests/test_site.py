@@ -11,7 +11,7 @@ from synthetic import METHODS, PARTS, SETS, fill, make_study
 
 from lowres import records
 from lowres.execution import analyse
-from lowres.parameters import ROOT
+from lowres.files import ROOT
 from lowres.publishing import publish
 from lowres.study import read_study
 

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 from lowres.execution import Options, pinned
+from lowres.files import ROOT
 from lowres.identity import EMBEDDED
-from lowres.parameters import ROOT
 from lowres.records import write_json, write_whole
 from lowres.running import KERNEL_ENVIRONMENT
 from tests.benchmarks import report

@@ -18,9 +18,10 @@ from lowres.adapters import attach
 from lowres.backbones import load_backbone
 from lowres.batches import pack
 from lowres.evaluation import BUDGET, predict
+from lowres.files import ROOT
 from lowres.heads import Classifier
 from lowres.meters import Meter
-from lowres.parameters import METHODS, ROOT, LoRA
+from lowres.parameters import METHODS, LoRA
 from lowres.running import run_notebook
 from tests.benchmarks import workloads
 from tests.benchmarks.stepping import Stepped

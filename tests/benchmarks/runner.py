@@ -32,7 +32,7 @@ SLEEP = 3.0
 BEGIN = "begun = time.time()"
 NOTE = """
 from tests.stand_ins import note
-from lowres.parameters import located
+from lowres.files import located
 note(located(output_dir).parents[3], f'own work {time.time() - begun}')"""
 
 

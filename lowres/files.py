@@ -1,0 +1,62 @@
+"""Files as a project names and reads them: where they lie, YAML by the safe loader, and a fault told in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lowres.errors import BadInput, near
+
+ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used from its clone
+
+
+def shown(path: Path | str) -> str:
+    """A path as it may be printed or stored: inside the project relative to it, in the home folder with `~`."""
+    path = Path(path).expanduser().absolute()
+    for base, name in ((ROOT, ""), (ROOT.parent, "../"), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return name + path.relative_to(base).as_posix()
+    return path.as_posix()
+
+
+def located(path: str) -> Path:
+    """The other way round: a stored path, relative to the project unless it is absolute."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """A YAML mapping by the safe loader. Raises BadInput if it is missing, malformed, or no mapping."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{shown(path)}: there is no such file{near(path.stem, [p.stem for p in path.parent.glob('*.yaml')])}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{shown(path)}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{shown(path)}: a mapping of keys to values is wanted, not {type(content).__name__}")
+    return content
+
+
+def checked(schema: type[BaseModel], values: dict[str, Any], where: str) -> Any:
+    """`values` as a `schema`; the first fault becomes one readable sentence."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {_sentence(error.errors()[0], schema)}") from None
+
+
+def _sentence(fault: dict[str, Any], schema: type[BaseModel]) -> str:
+    key = ".".join(map(str, fault["loc"])) or "file"
+    value = fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{near(fault['loc'][-1], schema.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{key}: is missing"
+    reason = fault["msg"].removeprefix("Value error, ")
+    if isinstance(value, str) and fault["type"].startswith(("float", "int")):
+        reason += "; YAML reads this as text" + (": write 1.0e-5, not 1e-5" if "e" in value.lower() else "")
+    return f"{key}: {value!r} is not accepted: {reason[0].lower()}{reason[1:]}"
