@@ -81,16 +81,16 @@ def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int =
     """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[list[int]] = []
-    free: list[int] = []
     length = max(ROW, len(ids[order[0]])) if order else 0
-    for i in order:  # first fit, longest first
-        row = next((r for r, room in enumerate(free) if room >= len(ids[i])), None)
-        if row is None:
-            row = len(rows)
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by how many tokens they have left
+    for i in order:  # longest first, each where it leaves the least room
+        room = next((room for room in range(len(ids[i]), length + 1) if with_room[room]), None)
+        row = len(rows) if room is None else with_room[room].pop()
+        if room is None:
             rows.append([])
-            free.append(length)
+            room = length
         rows[row].append(i)
-        free[row] -= len(ids[i])
+        with_room[room - len(ids[i])].append(row)
     at_once = max(1, budget // max(before + length, 1))
     for start in range(0, len(rows), at_once):
         yield _lay(ids, rows[start : start + at_once], device, before)

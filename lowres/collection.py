@@ -24,7 +24,7 @@ from lowres.tasks import read_task
 # Settings that claims, advice and figures tell runs apart by; empty where a method has no such setting.
 SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", "learning_rate")
 CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
-ENVIRONMENT = ("precision", "threads", "device", "torch", "transformers")  # a mixture of these in one study is reported
+ENVIRONMENT = ("precision", "compiled", "threads", "device", "torch", "transformers")  # a mixture of these in one study is reported
 EXERCISE = "These tasks are made by this project, for learning the tool: **nothing here is a verdict about the paper or about a method.**"
 
 

@@ -191,7 +191,7 @@ def environment(backbone) -> dict[str, Any]:
     device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
-        "threads": torch.get_num_threads(), "precision": backbone.precision, "system": platform.system(),
+        "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
     }
 
 

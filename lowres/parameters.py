@@ -49,6 +49,7 @@ class Parameters(BaseModel):
     evaluation_rows: int = Field(200, ge=0, description="rows per evaluation set, one fixed stratified choice; 0: all")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it is native")
     device: str = Field("auto", description="auto: the first GPU, else the CPU")
+    compiled: bool = Field(False, description="torch.compile the layers: worth its start where a run takes minutes")
     output_dir: str = Field("", description="where trials and the record go; empty: nothing is kept")
 
     @field_validator("seeds")
@@ -261,7 +262,7 @@ METHODS: dict[str, type[Parameters]] = {
 }
 
 # Parameters that say where and on what to compute, not what: they change no result that is compared.
-WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision"}
+WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision", "compiled"}
 
 
 def validated(method: str, values: dict[str, Any], where: str) -> Parameters:

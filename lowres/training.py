@@ -46,7 +46,9 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
                 part = head.loss(backbone.hidden(rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
                 part.backward()
                 loss += part.item()
-            nn.utils.clip_grad_norm_(trainable, CLIP)
+            norm = nn.utils.get_total_norm([w.grad for w in trainable if w.grad is not None])
+            if norm > CLIP:  # otherwise a pass over all gradients for nothing: 0.04 of a step's 0.76 s
+                nn.utils.clip_grads_with_norm_(trainable, CLIP, norm)
             training.learning_rates.append(schedule.get_last_lr()[-1])
             optimizer.step()
             schedule.step()
