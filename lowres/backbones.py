@@ -81,8 +81,8 @@ class Backbone:
 
     def _states(self, rows, past) -> torch.Tensor:
         # Eager attention beats the fused one where gradients are kept (on a CPU at these lengths, 0.70 s to 1.12 s a step of 32x12
-        # tokens). Where none is, the fused one takes 7 % less time, and a half to a third behind a long context.
-        self.model.set_attn_implementation("eager" if torch.is_grad_enabled() else "sdpa")
+        # tokens). Where none is, the fused one takes 7 % less time, and a half to a third behind a long context; a few models lack it.
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa and not torch.is_grad_enabled() else "eager")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             given, virtual = behind_prompt(self.adapter, self.model.get_input_embeddings(), rows)
             if past is not None:
@@ -132,9 +132,6 @@ def _shared(cache: Cache, rows: int):
 def load_backbone(name: str, device: str = "auto", precision: str = "auto", compiled: bool = False) -> Backbone:
     """Raises BadInput for a model that is not there or a checkpoint that does not fit the architecture exactly."""
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    # On processors with fast float32 oneDNN kernels this is 2x MKL's speed; where they have AMX it may round to bfloat16,
-    # so a float32 run that is asked for by name keeps exact products.
-    torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     folder = resolve(name)
     model = load_model(folder, name)
     tokenizer = load_tokenizer(folder)
@@ -142,7 +139,11 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto", comp
         name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), context_length(model.config, name), place,
         resolved_precision(precision, place),
     )
+    torch.set_float32_matmul_precision("highest")
     _check_head_is_linear(backbone)
+    # On processors with fast float32 oneDNN kernels this is 2x MKL's speed; where they have AMX it may round to bfloat16,
+    # so a float32 run that is asked for by name keeps exact products.
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     if compiled:
         from lowres.compiling import compile_layers
 
@@ -235,8 +236,10 @@ def _check_head_is_linear(backbone: Backbone) -> None:
     ids = backbone.prefix + [5, 6, 7]
     rows = next(pack([ids], backbone.device))
     exact = Backbone(**{**vars(backbone), "precision": "float32"})
+    states = exact.hidden(rows)[0]
+    backbone.model.set_attn_implementation("eager")  # what both ways of attention must agree with
     expected = backbone.model.eval()(input_ids=torch.tensor([ids], device=backbone.device)).logits[0, -1]
-    if not torch.allclose(exact.hidden(rows)[0] @ backbone.output.T, expected, atol=1e-2, rtol=1e-2):
+    if not torch.allclose(states @ backbone.output.T, expected, atol=1e-2, rtol=1e-2):
         raise BadInput(f"model: {backbone.name!r}: its language-model head is no plain product, or it ignores position_ids; not supported")
 
 

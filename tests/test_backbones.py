@@ -172,6 +172,12 @@ def test_the_embedded_model_knows_grammar():
     assert sum(likelihood(good) > likelihood(bad) for good, bad in pairs) >= 9
 
 
+def test_the_embedded_model_loads_where_products_may_round():
+    """Whether its head is a plain product is seen with exact products, whatever an earlier backbone has set."""
+    torch.set_float32_matmul_precision("medium")
+    assert load_backbone(EMBEDDED, "cpu").precision in ("float32", "bfloat16")
+
+
 def test_the_embedded_model_has_the_published_shape():
     config = json.loads((resolve(EMBEDDED) / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]) == (30, 576, 49152)

@@ -44,8 +44,11 @@ def a_trial(backbone, adapter) -> tuple[list[float], np.ndarray]:
     return losses, predict(backbone, head, {"unseen": unseen})["unseen"]
 
 
-@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj"]), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)],
-                         ids=["all weights", "LoRA", "prefix tuning"])
+ADAPTERS = {"all weights": None, "LoRA": LoraConfig(r=2, target_modules=["q_proj"]),
+            "prefix tuning": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS.keys())
 def test_losses_and_predictions_are_those_of_layers_that_are_not_compiled(pair, adapter):
     (losses, logits), (compiled_losses, compiled_logits) = (a_trial(backbone, adapter) for backbone in pair)
     assert losses[-1] != losses[0]
