@@ -23,9 +23,9 @@ from lowres.heads import Classifier
 from lowres.meters import Meter
 from lowres.parameters import METHODS, LoRA
 from lowres.running import run_notebook
-from tests.benchmarks import workloads
+from tests.benchmarks import compiled, workloads
 from tests.benchmarks.stepping import Stepped
-from tests.benchmarks.timing import Row, alternate, called, ratio, shown
+from tests.benchmarks.timing import Row, alternate, called, marked, ratio, shown
 
 GIGABYTES = {"vanilla": 4.0, "lora": 2.0}
 FIRST_STEP = """
@@ -42,36 +42,41 @@ def attached(backbone) -> None:
 
 def lora_step(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
     """A step on 32 texts with an adapter, against one with all weights: same texts, same head, same precision."""
-    backbones = {method: load_backbone(name, device="cpu") for method in GIGABYTES}
+    backbones = {method: load_backbone(name, device="cpu", compiled=True) for method in GIGABYTES}
     attached(backbones["lora"])
     ids = {task: workloads.texts(task, 32, workloads.vocabulary(backbones["lora"])) for task in ("cola", "mnli")}
     jobs = {}
     for method, backbone in backbones.items():
         stepped = Stepped(backbone, Classifier(backbone, 2, 0), workloads.inputs(sum(ids.values(), [])))
-        jobs |= {f"{method} {task}": partial(stepped.step, list(range(32 * i, 32 * i + 32))) for i, task in enumerate(ids)}
+        jobs |= {f"{way} {method} {task}": compiled.done(way, partial(stepped.step, list(range(32 * i, 32 * i + 32))))
+                 for i, task in enumerate(ids) for way in compiled.WAYS}
     samples = alternate(jobs, repeats)
-    return [ratio("LoRA step / full step", f"{called(name)} {task} 32", samples[f"lora {task}"], samples[f"vanilla {task}"], unit="of 1", target=0.75,
-                  at_most=True, parts=f"{shown(samples[f'lora {task}'])} / {shown(samples[f'vanilla {task}'])} s") for task in ids]
+    return [_beside(name, way, task, samples[f"{way} lora {task}"], samples[f"{way} vanilla {task}"]) for way in compiled.WAYS for task in ids]
+
+
+def _beside(name: str, way: str, task: str, lora: list[float], full: list[float]) -> Row:
+    return ratio("LoRA step / full step", f"{called(name)} {task} 32{marked(way)}", lora, full, unit="of 1", target=0.75, at_most=True,
+                 parts=f"{shown(lora)} / {shown(full)} s")
 
 
 def memory(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
     """Peak resident set of a trial as its record has it, each in a fresh process."""
-    found: dict[str, list[float]] = {method: [] for method in GIGABYTES}
-    for _ in range(repeats):
+    found: dict[tuple[str, str], list[float]] = {(method, way): [] for way in compiled.WAYS for method in GIGABYTES}
+    for way in [*compiled.WAYS] * repeats:
         # Side by side: nothing is timed.
-        calls = [f"from tests.benchmarks import costs; costs.trial_memory({method!r}, {name!r})" for method in GIGABYTES]
+        calls = [f"from tests.benchmarks import costs; costs.trial_memory({method!r}, {name!r}, {way == 'compiled'})" for method in GIGABYTES]
         started = [subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.PIPE, text=True) for call in calls]
         for method, process in zip(GIGABYTES, started):
-            found[method].append(float(process.communicate()[0].split()[-1]))
-    return [Row(f"peak memory, {method}", f"{called(name)} mnli 32", float(np.median(peaks)), "GB", repeats, GIGABYTES[method], at_most=True,
-                low=min(peaks), high=max(peaks)) for method, peaks in found.items()]
+            found[method, way].append(float(process.communicate()[0].split()[-1]))
+    return [Row(f"peak memory, {method}", f"{called(name)} mnli 32{marked(way)}", float(np.median(peaks)), "GB", repeats, GIGABYTES[method],
+                at_most=True, low=min(peaks), high=max(peaks)) for (method, way), peaks in found.items()]
 
 
-def trial_memory(method: str, name: str) -> None:
+def trial_memory(method: str, name: str, layers_compiled: bool) -> None:
     """Prints the peak gigabytes of the heaviest steps of a trial at 128 shots, and of an evaluation pass."""
     from lowres import analysis, figures, notebook  # noqa: F401  what a method's notebook has imported by then
 
-    backbone = load_backbone(name, device="cpu")
+    backbone = load_backbone(name, device="cpu", compiled=layers_compiled)
     top = workloads.vocabulary(backbone)
     shots, ids = workloads.texts("mnli", 256, top), workloads.texts("mnli", 200, top)
     draw = np.random.default_rng(0)

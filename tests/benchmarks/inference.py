@@ -11,9 +11,9 @@ from lowres.batches import pack
 from lowres.evaluation import predict
 from lowres.heads import Verbalizer
 from lowres.prompts import Context, predict_after
-from tests.benchmarks import peers, workloads
+from tests.benchmarks import compiled, peers, workloads
 from tests.benchmarks.peers import AUTHORS, TUNED, Peer
-from tests.benchmarks.timing import Row, alternate, called, composed, ratio, usual
+from tests.benchmarks.timing import Row, alternate, called, composed, marked, ratio, usual
 from tests.benchmarks.trials import told_parts
 
 WORDS = [" Yes", " No"]
@@ -23,21 +23,26 @@ SOME = 8  # inputs of the teacher without a cache that are measured
 
 def hans(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
     """HANS's 30,000 rows: batches are measured, the whole is composed."""
-    backbone = load_backbone(name, device="cpu")
+    backbone = load_backbone(name, device="cpu", compiled=True)
     head = Verbalizer(backbone, WORDS)
     ids = workloads.texts("hans", 300 if quick else workloads.EVALUATED["mnli"]["hans"], workloads.vocabulary(backbone))
     a, b = (Peer(way, peers.label_words(way, backbone.folder, head.ids.tolist()), scratch) for way in (AUTHORS, TUNED))
     sample, batches = workloads.sample(ids), {peer: peer.evaluation_batches(ids) for peer in (a, b)}
     some = {a: batches[a][:1], b: workloads.thirds(batches[b])}
     samples = alternate({
-        "packing": lambda: next(pack(ids)), "lowres": partial(predict, backbone, head, {"set": workloads.inputs(sample)}),
+        "packing": lambda: next(pack(ids)),
+        **{way: compiled.done(way, partial(predict, backbone, head, {"set": workloads.inputs(sample)})) for way in compiled.WAYS},
         "A": usual(partial(a.evaluate, some[a])), "B": usual(partial(b.evaluate, some[b])),
     }, repeats)
-    times = {"lowres": len(ids) / len(sample), "A": math.ceil(len(ids) / AUTHORS.evaluation_batch), "B": b.tokens(batches[b]) / b.tokens(some[b])}
+    times = {**dict.fromkeys(compiled.WAYS, len(ids) / len(sample)), "A": math.ceil(len(ids) / AUTHORS.evaluation_batch),
+             "B": b.tokens(batches[b]) / b.tokens(some[b])}
     parts = {way: {"batches": (count, samples[way])} for way, count in times.items()}
-    parts["lowres"]["packing"] = 1, samples["packing"]
-    return [ratio(f"HANS against {way}", f"{called(name)} {len(ids):,} rows", composed(parts[way]), composed(parts["lowres"]), target=target,
-                  parts=f"lowres: {told_parts(parts['lowres'])}; {way}: {told_parts(parts[way])}") for way, target in (("A", 8), ("B", 1.5))]
+    for way in compiled.WAYS:
+        parts[way]["packing"] = 1, samples["packing"]
+    parts["compiled"]["start"] = 1, [compiled.start(name, scratch)[1]] * len(samples["packing"])
+    return [ratio(f"HANS against {way}", f"{called(name)} {len(ids):,} rows{marked(ours)}", composed(parts[way]), composed(parts[ours]),
+                  target=target, parts=f"{ours}: {told_parts(parts[ours])}; {way}: {told_parts(parts[way])}")
+            for way, target in (("A", 8), ("B", 1.5)) for ours in compiled.WAYS]
 
 
 def teacher(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:

@@ -85,5 +85,10 @@ def called(model: str) -> str:
     return Path(model).name
 
 
+def marked(way: str) -> str:
+    """What a case is told apart by where lowres is measured in two ways."""
+    return ", compiled" if way == "compiled" else ""
+
+
 def shown(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.3g}"

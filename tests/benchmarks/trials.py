@@ -19,10 +19,10 @@ from lowres.heads import Classifier
 from lowres.parameters import Vanilla
 from lowres.shots import Streams
 from lowres.training import steps, train
-from tests.benchmarks import limit, peers, workloads
+from tests.benchmarks import compiled, limit, peers, workloads
 from tests.benchmarks.peers import AUTHORS, Peer
 from tests.benchmarks.stepping import Stepped
-from tests.benchmarks.timing import Row, Samples, alternate, called, composed, ratio, shown, usual
+from tests.benchmarks.timing import Row, Samples, alternate, called, composed, marked, ratio, shown, usual
 
 TARGETS = {("A", "cola"): 20, ("A", "mnli"): 8, ("B", "cola"): 1.8, ("B", "mnli"): 1.8}
 SHOTS = (2, 16, 128)
@@ -35,7 +35,9 @@ class Case:
 
     def __init__(self, name: str, scratch: Path, scale: int):
         self.name, self.scratch = called(name), scratch / "trainer"
-        self.backbone = load_backbone(workloads.model_folder(name, scratch), device="cpu")
+        folder = workloads.model_folder(name, scratch)
+        self.backbone = load_backbone(folder, device="cpu", compiled=True)
+        self.start = compiled.start(folder, scratch)
         top = workloads.vocabulary(self.backbone)
         self.shots = {(task, shots): workloads.texts(task, 2 * shots, top) for task in workloads.EVALUATED for shots in SHOTS}
         self.evaluated = {task: [text for kind, count in kinds.items() for text in workloads.texts(kind, count // scale, top)]
@@ -60,7 +62,8 @@ class Case:
         ours = Stepped(self.backbone, self.head(), workloads.inputs(texts))
         jobs, at = {}, 0
         for (task, size), batch in sizes.items():
-            jobs[f"lowres {task} step {size}"] = partial(ours.step, list(range(at, at + size)))
+            for way in compiled.WAYS:
+                jobs[f"{way} {task} step {size}"] = compiled.done(way, partial(ours.step, list(range(at, at + size))))
             jobs[f"B {task} step {size}"] = usual(partial(b.step, batch))
             if task == "cola":  # padded to 128 tokens, a batch of either task is the same
                 jobs[f"A step {size}"] = usual(partial(a.step, batch))
@@ -77,8 +80,9 @@ class Case:
         jobs: dict[str, Callable] = {}
         for task, ids in self.evaluated.items():
             sample = workloads.sample(ids)
-            jobs[f"lowres {task} evaluation"] = partial(predict, self.backbone, self.head(), {"set": workloads.inputs(sample)})
-            self.times[f"lowres {task} evaluation"] = len(ids) / len(sample)
+            for way in compiled.WAYS:
+                jobs[f"{way} {task} evaluation"] = compiled.done(way, partial(predict, self.backbone, self.head(), {"set": workloads.inputs(sample)}))
+                self.times[f"{way} {task} evaluation"] = len(ids) / len(sample)
             batches = b.evaluation_batches(ids)
             some = workloads.thirds(batches)
             jobs[f"B {task} evaluation"] = usual(partial(b.evaluate, some))
@@ -91,9 +95,14 @@ class Case:
         size = "grouped" if way == "B" and shots == SHOTS[-1] else min(32, 2 * shots)
         both = "" if way == "A" else f" {task}"
         count = steps(2 * shots, Vanilla(shots=shots))
-        found = {"set-up": (1, samples[f"{way} set-up"]), "steps": (count, samples[f"{way}{both} step {size}"]),
+        ours = way in compiled.WAYS
+        found = {"set-up": (1, samples["lowres set-up" if ours else f"{way} set-up"]), "steps": (count, samples[f"{way}{both} step {size}"]),
                  "batches": (self.times[f"{way} {task} evaluation"], samples[f"{way}{both} evaluation"])}
-        return found | ({"packing": (1, samples[f"lowres {task} packing"])} if way == "lowres" else {})
+        if ours:
+            found["packing"] = 1, samples[f"lowres {task} packing"]
+        if way == "compiled":
+            found["start"] = 1, [self.start[1]] * len(found["set-up"][1])
+        return found
 
     def limits(self) -> dict[str, limit.Products]:
         def work(ids: Texts) -> None:
@@ -102,7 +111,8 @@ class Case:
 
         head = self.head()
         self.backbone.model.train()
-        found = {task: limit.products_of(partial(work, self.shots[task, 16])) for task in workloads.EVALUATED}
+        look = compiled.done("lowres", lambda: {task: limit.products_of(partial(work, self.shots[task, 16])) for task in workloads.EVALUATED})
+        found = look()
         self.backbone.model.zero_grad()
         return found
 
@@ -114,16 +124,21 @@ def whole_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Ro
     products = case.limits()
     a, b = peers.pair(case.backbone.folder, case.scratch)
     alone = {f"{task} products": limit.Alone(found).seconds for task, found in products.items()}
-    samples |= alternate({**case.step_jobs(a, b), **alone, **case.evaluation_jobs(a, b)}, repeats, warm=("A step 32", "lowres mnli step 32"))
-    rows = [against(case, way, task, shots, samples) for way in "AB" for task in case.evaluated for shots in SHOTS]
-    rows += [near_limit(case, task, products[task], samples) for task in products]
+    jobs = {**case.step_jobs(a, b), **alone, **case.evaluation_jobs(a, b)}
+    samples |= alternate(jobs, repeats, warm=("A step 32", "lowres mnli step 32", *(job for job in jobs if job.startswith("compiled"))))
+    rows = [against(case, way, ours, task, shots, samples)
+            for way in "AB" for ours in compiled.WAYS for task in case.evaluated for shots in SHOTS]
+    rows += [near_limit(case, way, task, products[task], samples) for way in compiled.WAYS for task in products]
+    told = f"the first time on a machine {case.start[0]:.3g} s"
+    rows.append(Row("compiling, before it gains", case.name, case.start[1], "s", 1, parts=told))
     return rows if name in workloads.OPT_SHAPES else rows + check(case, samples)
 
 
-def against(case: Case, way: str, task: str, shots: int, samples: Samples) -> Row:
-    theirs, ours = (case.parts(one, task, shots, samples) for one in (way, "lowres"))
-    told = "; ".join(f"{one}: {told_parts(parts)}" for one, parts in (("lowres", ours), (way, theirs)))
-    return ratio(f"trial against {way}", f"{case.name} {task} {shots}", composed(theirs), composed(ours), target=TARGETS[way, task], parts=told)
+def against(case: Case, way: str, our_way: str, task: str, shots: int, samples: Samples) -> Row:
+    theirs, ours = (case.parts(one, task, shots, samples) for one in (way, our_way))
+    told = "; ".join(f"{one}: {told_parts(parts)}" for one, parts in ((our_way, ours), (way, theirs)))
+    named = f"{case.name} {task} {shots}{marked(our_way)}"
+    return ratio(f"trial against {way}", named, composed(theirs), composed(ours), target=TARGETS[way, task], parts=told)
 
 
 def told_parts(parts: dict[str, tuple[float, list[float]]]) -> str:
@@ -131,10 +146,10 @@ def told_parts(parts: dict[str, tuple[float, list[float]]]) -> str:
                       for what, (times, seconds) in parts.items()) + " s"
 
 
-def near_limit(case: Case, task: str, products: limit.Products, samples: Samples) -> Row:
-    alone, step = samples[f"{task} products"], samples[f"lowres {task} step 32"]
+def near_limit(case: Case, our_way: str, task: str, products: limit.Products, samples: Samples) -> Row:
+    alone, step = samples[f"{task} products"], samples[f"{our_way} {task} step 32"]
     told = f"{limit.flops(products) / 1e9:.0f} GFLOP; alone {shown(alone)} s, step {shown(step)} s"
-    return ratio("step's part of the limit", f"{case.name} {task} 32", alone, step, unit="of 1", target=PART, parts=told)
+    return ratio("step's part of the limit", f"{case.name} {task} 32{marked(our_way)}", alone, step, unit="of 1", target=PART, parts=told)
 
 
 def check(case: Case, samples: Samples, epochs: int = 2, rows: int = 64) -> list[Row]:
@@ -146,8 +161,10 @@ def check(case: Case, samples: Samples, epochs: int = 2, rows: int = 64) -> list
         parts.pop("packing", None)
         parts["steps"] = epochs, parts["steps"][1]
         parts["batches"] = parts["batches"][0] * len(ids) / len(case.evaluated["mnli"]), parts["batches"][1]
+        whole = (compiled.done("lowres", partial(ours, case, shots, ids, epochs)) if way == "lowres"
+                 else usual(partial(theirs, case, peers.named(way), shots, ids, epochs)))
         start = time.perf_counter()
-        ours(case, shots, ids, epochs) if way == "lowres" else usual(partial(theirs, case, peers.named(way), shots, ids, epochs))()
+        whole()
         seconds = time.perf_counter() - start
         told = f"whole {seconds:.3g} s; composed {told_parts(parts)}"
         result.append(ratio("a short trial, whole / composed", f"{case.name} {way}", [seconds] * len(composed(parts)), composed(parts), parts=told))
@@ -155,6 +172,7 @@ def check(case: Case, samples: Samples, epochs: int = 2, rows: int = 64) -> list
 
 
 def ours(case: Case, shots: Texts, ids: Texts, epochs: int) -> None:
+    """Layers as they are."""
     case.backbone.restore()
     head = case.head()
     train(case.backbone, head, workloads.inputs(shots), Vanilla(epochs=epochs), Streams(0))
