@@ -86,7 +86,7 @@ def cost(trials: list[dict]) -> pd.DataFrame:
     """What each trial cost, a line a seed."""
     return pd.DataFrame([
         {"seed": trial["seed"], **{f"{phase}, s": f"{value:.1f}" for phase, value in trial["seconds"].items()},
-         "peak memory, GB": f"{trial['memory']['resident']:.2f}", "trained parameters": f"{trial['trainable']:,}",
+         "peak memory, GB": f"{records.peak_memory(trial):.2f}", "trained parameters": f"{trial['trainable']:,}",
          "of all, %": f"{100 * trial['trainable'] / trial['parameters']:.2f}", "TFLOP (estimate)": f"{trial['flops'] / 1e12:.1f}"}
         for trial in trials
     ]).set_index("seed")

@@ -124,8 +124,6 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
             part = records.as_table({"trials": trials}, **labels)
             part["train_seconds"] = part["seed"].map({trial["seed"]: trial["seconds"].get("train", 0.0) for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
-            # With a GPU its own memory is what runs out first; otherwise the process's resident set.
-            part["memory"] = part["seed"].map({trial["seed"]: trial["memory"].get("gpu") or trial["memory"]["resident"] for trial in trials})
             parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

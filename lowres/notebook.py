@@ -188,7 +188,7 @@ def as_yaml(parameters: Parameters) -> str:
 def environment(backbone) -> dict[str, Any]:
     import torch
 
-    device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else _processor()
+    device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else processor()
     return {
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
         "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
@@ -211,7 +211,8 @@ def provenance(run: Run, task: Task) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

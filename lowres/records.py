@@ -142,6 +142,11 @@ def distinct(trials: list[dict[str, Any]]) -> int:
     return len({trial["outcome_sha256"] for trial in trials})
 
 
+def peak_memory(trial: dict[str, Any]) -> float:
+    """GB: with a GPU its own memory, which runs out first; otherwise the process's resident set."""
+    return trial["memory"].get("gpu") or trial["memory"]["resident"]
+
+
 def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
     """One line a trial and evaluation set: what was measured, and the `labels` given."""
     import pandas as pd
@@ -151,7 +156,7 @@ def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
         for name, found in trial["sets"].items():
             lines.append({
                 **labels, "seed": trial["seed"], "set": name, **{key: value for key, value in found.items() if key != "by"},
-                "seconds": sum(value for phase, value in trial["seconds"].items() if phase != "compare"), "memory": trial["memory"]["resident"],
+                "seconds": sum(value for phase, value in trial["seconds"].items() if phase != "compare"), "memory": peak_memory(trial),
                 "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
             })
     return pd.DataFrame(lines)

@@ -47,6 +47,8 @@ def save_model(folder: Path, config, prefix: bool = True) -> str:
     return str(folder)
 
 
+LLAMA_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+               "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 OPT_SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 256, "pad_token_id": 1}
 
 
@@ -66,11 +68,7 @@ def tiny_opt_post_norm(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """Llama's form, with grouped keys and values and tied embeddings, as SmolLM2 has; its tokenizer adds nothing."""
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=2, eos_token_id=2, pad_token_id=1,
-    )
-    return save_model(tmp_path_factory.mktemp("llama"), config, prefix=False)
+    return save_model(tmp_path_factory.mktemp("llama"), LlamaConfig(**LLAMA_SHAPE, max_position_embeddings=256), prefix=False)
 
 
 @pytest.fixture(scope="session", params=["tiny_opt", "tiny_opt_post_norm", "tiny_llama"])

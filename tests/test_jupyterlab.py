@@ -9,7 +9,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -17,6 +16,7 @@ from urllib.request import urlopen
 import nbformat
 import pytest
 from site_study import browser
+from stand_ins import eventually
 from synthetic import fill, make_study
 
 from lowres.files import ROOT
@@ -59,7 +59,8 @@ def lab(notebooks, tmp_path_factory):
         try:
             wait_for(f"http://127.0.0.1:{port}/api?token={token}")
             chromium.open(f"http://127.0.0.1:{port}/lab?token={token}&reset")
-            until(lambda: chromium.run("return !!(window.jupyterapp && window.jupyterapp.commands.hasCommand('notebook:run-all-cells'))"))
+            ready = "return !!(window.jupyterapp && window.jupyterapp.commands.hasCommand('notebook:run-all-cells'))"
+            eventually(lambda: chromium.run(ready), "JupyterLab")
             yield chromium
         finally:
             server.terminate()
@@ -78,14 +79,7 @@ def wait_for(address: str) -> None:
             return urlopen(address).status == 200
         except (URLError, ConnectionError):
             return False
-    until(answers)
-
-
-def until(true, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.2)
+    eventually(answers, "the server")
 
 
 def run_all(lab, name: str) -> None:
@@ -101,7 +95,7 @@ def run_all(lab, name: str) -> None:
             window.panel = panel;
             window.said = 'saved';
         })().catch(error => { window.said = String(error); });""", name)
-    until(lambda: lab.run("return window.said"), 120)
+    eventually(lambda: lab.run("return window.said"), "all cells to run")
     assert lab.run("return window.said") == "saved"
 
 
@@ -123,12 +117,12 @@ def test_explore_runs_top_to_bottom_and_a_control_changes_what_is_shown(lab, not
     run_all(lab, "explore.ipynb")
     ran_without_fault(notebooks / "explore.ipynb")
     board = "[...document.querySelectorAll('.jp-OutputArea .widget-vbox')].pop()"
-    until(lambda: lab.run(f"""
+    eventually(lambda: lab.run(f"""
         const outer = [...document.querySelectorAll('.jp-WindowedPanel-outer')].pop(); outer.scrollTop = outer.scrollHeight;
-        return !!({board} && {board}.querySelector('table'))"""))
+        return !!({board} && {board}.querySelector('table'))"""), "the board")
     before = lab.run(f"return {board}.textContent")
     lab.run(f"""
         const box = {board}.querySelector('input'); box.value = '{{sentence}} Correct:';
         box.dispatchEvent(new Event('input', {{bubbles: true}})); box.dispatchEvent(new Event('change', {{bubbles: true}}))""")
-    until(lambda: "text_pattern = '{sentence} Correct:'" in lab.run(f"return {board}.textContent"))
+    eventually(lambda: "text_pattern = '{sentence} Correct:'" in lab.run(f"return {board}.textContent"), "the board to be made anew")
     assert lab.run(f"return {board}.textContent") != before

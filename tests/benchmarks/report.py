@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
+
+from lowres.notebook import processor
 
 COLUMNS = ["measure", "case", "figure", "lowest to highest", "repeats", "target", "reached"]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
@@ -16,20 +17,12 @@ def machine() -> dict:
     import psutil
     import torch
 
-    processor = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    known = " ".join(line for line in _lines("/proc/cpuinfo") if line.startswith("flags"))
+    has_bf16 = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported, "amx_bf16": torch.cpu._is_amx_tile_supported}
     return {
-        "processor": processor, "bfloat16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in known], "cores": os.cpu_count(),
+        "processor": processor(), "bfloat16": [name for name, asked in has_bf16.items() if asked()], "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1), "threads": torch.get_num_threads(), "system": platform.platform(),
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES},
     }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def page(measures: list[dict]) -> str:

@@ -88,9 +88,7 @@ def tiny(scratch: Path) -> str:
     import sys
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from conftest import save_model
+    from conftest import LLAMA_SHAPE, save_model
     from transformers import LlamaConfig
 
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(**shape, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=2, eos_token_id=2, pad_token_id=1)
-    return save_model(scratch / "tiny-llama", config, prefix=False)
+    return save_model(scratch / "tiny-llama", LlamaConfig(**LLAMA_SHAPE, max_position_embeddings=512), prefix=False)
