@@ -18,7 +18,7 @@ from lowres.batches import Rows, encode, pack
 from lowres.errors import BadInput
 from lowres.heads import Verbalizer
 from lowres.shots import Streams
-from lowres.training import CLIP
+from lowres.training import clip
 
 HELD_OUT = 200  # unlabelled texts that are never trained on, at most a fifth of them
 LOGITS = 1024  # tokens whose logits over the whole vocabulary are held at once
@@ -34,7 +34,7 @@ def layer_stack(model: nn.Module) -> nn.ModuleList:
     inside = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
     outermost = [module for module in lists if id(module) not in inside]
     if not outermost:
-        raise BadInput(f"adapt: layers: {type(model).__name__} has no stack of layers of one type")
+        raise BadInput(f"model: {type(model).__name__} has no stack of layers of one type, which adapt: layers and compiled: true want")
     return max(outermost, key=len)
 
 
@@ -51,7 +51,7 @@ def above_layers(backbone) -> list[nn.Module]:
     modules = [module for module in backbone.model.base_model.modules() if module is last or list(module.parameters(recurse=False))]
     hooks = [module.register_forward_hook(lambda module, *_: passed.append(module)) for module in modules]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a hook is no part of a compiled layer
             backbone.hidden(next(pack([[0]], backbone.device)))
     finally:
         for hook in hooks:
@@ -131,7 +131,7 @@ def read_corpus(backbone, task, p, streams: Streams) -> Reading:
             part = next_token_loss(backbone, rows) / predicted
             part.backward()
             loss += part.item()
-        nn.utils.clip_grad_norm_(backbone.model.parameters(), CLIP)
+        clip(backbone.model.parameters())
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from lowres import records
 
@@ -13,6 +12,8 @@ RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from a
 
 def interval(values, confidence: float = 0.95) -> tuple[float, float]:
     """Student's t interval for the mean over seeds; (nan, nan) where the values say nothing about spread: one alone, or all equal."""
+    from scipy import stats  # takes 0.4 s, which no trial has to wait for
+
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:
         return (np.nan, np.nan)

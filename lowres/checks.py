@@ -55,9 +55,12 @@ def forget_files() -> None:
 def check_method(p: Parameters) -> None:
     """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
     if p.compiled:
+        from lowres.adaptation import layer_stack
+        from lowres.adapters import shape_of
         from lowres.compiling import check_compiler
 
         check_compiler(p.device)
+        layer_stack(shape_of(p.model))
     if getattr(p, "fidelity", "") == "as_coded" and hasattr(p, "pattern") and getattr(p, "head", "") != "classifier":
         read_task(p.task).pattern("as_coded")
     if hasattr(p, "peft_type"):

@@ -91,8 +91,7 @@ def _counting(run: Run, found: Collected, facts: Facts) -> list[dict[str, Any]]:
     if stale:
         found.problems.append(f"`{safe(run.name)}`: {len(stale)} trials were made with other parameters, data, weights or code than the "
                               "study asks for now (stale, or of another study of this name). Left out.")
-    if trials and "environment" in record:
-        found.environments.append(record["environment"])
+    found.environments += [trial["environment"] for trial in trials.values() if "environment" in trial]
     return [trials[seed] for seed in run.parameters.seeds if seed in trials]
 
 
@@ -130,9 +129,9 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
 
 def _mixed(environments: list[dict[str, Any]]) -> Iterator[str]:
     for key in ENVIRONMENT:
-        values = sorted({str(environment.get(key)) for environment in environments})
+        values = sorted({str(environment.get(key, False)) for environment in environments})
         if len(values) > 1:
-            yield f"The runs differ in {key} ({', '.join(map(safe, values))}): seconds do not compare, and small differences may come from it."
+            yield f"The trials differ in {key} ({', '.join(map(safe, values))}): seconds do not compare, and small differences may come from it."
 
 
 def opening(found: Collected) -> str:

@@ -9,21 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lowres.compiling import seconds_compiling
+
 
 class Meter:
-    """Seconds by phase, and the peak memory since it was made (the process's resident set; with a GPU, also its own)."""
+    """Seconds by phase, and the peak memory since it was made (the process's resident set; with a GPU, also its own).
+
+    What layers took to be compiled is in no phase: it is a phase of its own.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.compiled_before = seconds_compiling()
         self.whole_process = not _reset_peak()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        clock = lambda: time.perf_counter() - seconds_compiling()  # noqa: E731
+        start = clock()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + clock() - start
+
+    def compiling(self) -> float:
+        """Seconds since it was made."""
+        return seconds_compiling() - self.compiled_before
 
     def memory(self) -> dict[str, float]:
         """Peak gigabytes (10^9 bytes)."""

@@ -107,6 +107,8 @@ class Run:
         evaluation = outcome.evaluation or evaluation
         seconds = dict(self.meter.seconds)
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
+        if backbone.compiled:
+            seconds["compile"] = self.meter.compiling()
         evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
         training = outcome.training
         total, embedded = backbone.parameters(), backbone.embeddings()

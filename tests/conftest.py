@@ -8,6 +8,8 @@ from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
+from lowres.compiling import check_compiler
+from lowres.errors import BadInput
 from lowres.tasks import read_task
 
 CORPUS = [
@@ -45,6 +47,14 @@ def save_model(folder: Path, config, prefix: bool = True) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def can_compile() -> None:
+    """Skips a test, saying why, where layers cannot be compiled."""
+    try:
+        check_compiler("cpu")
+    except BadInput as reason:
+        pytest.skip(str(reason))
 
 
 LLAMA_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -13,7 +13,7 @@ from lowres.heads import Verbalizer
 from lowres.prompts import Context, predict_after
 from tests.benchmarks import compiled, peers, workloads
 from tests.benchmarks.peers import AUTHORS, TUNED, Peer
-from tests.benchmarks.timing import Row, alternate, called, composed, marked, ratio, usual
+from tests.benchmarks.timing import Row, alternate, called, composed, marked, ratio, target, usual
 from tests.benchmarks.trials import told_parts
 
 WORDS = [" Yes", " No"]
@@ -41,8 +41,8 @@ def hans(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
         parts[way]["packing"] = 1, samples["packing"]
     parts["compiled"]["start"] = 1, [compiled.start(name, scratch)[1]] * len(samples["packing"])
     return [ratio(f"HANS against {way}", f"{called(name)} {len(ids):,} rows{marked(ours)}", composed(parts[way]), composed(parts[ours]),
-                  target=target, parts=f"{ours}: {told_parts(parts[ours])}; {way}: {told_parts(parts[way])}")
-            for way, target in (("A", 8), ("B", 1.5)) for ours in compiled.WAYS]
+                  target=target(least, way, ours), parts=f"{ours}: {told_parts(parts[ours])}; {way}: {told_parts(parts[way])}")
+            for way, least in (("A", 8), ("B", 1.5)) for ours in compiled.WAYS]
 
 
 def teacher(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:

@@ -90,5 +90,10 @@ def marked(way: str) -> str:
     return ", compiled" if way == "compiled" else ""
 
 
+def target(least: float, peer: str, way: str) -> float | None:
+    """None for compiled layers against B, which could be compiled as well: there the figure only informs."""
+    return None if (peer, way) == ("B", "compiled") else least
+
+
 def shown(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.3g}"

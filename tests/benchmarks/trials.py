@@ -22,7 +22,7 @@ from lowres.training import steps, train
 from tests.benchmarks import compiled, limit, peers, workloads
 from tests.benchmarks.peers import AUTHORS, Peer
 from tests.benchmarks.stepping import Stepped
-from tests.benchmarks.timing import Row, Samples, alternate, called, composed, marked, ratio, shown, usual
+from tests.benchmarks.timing import Row, Samples, alternate, called, composed, marked, ratio, shown, target, usual
 
 TARGETS = {("A", "cola"): 20, ("A", "mnli"): 8, ("B", "cola"): 1.8, ("B", "mnli"): 1.8}
 SHOTS = (2, 16, 128)
@@ -138,7 +138,7 @@ def against(case: Case, way: str, our_way: str, task: str, shots: int, samples: 
     theirs, ours = (case.parts(one, task, shots, samples) for one in (way, our_way))
     told = "; ".join(f"{one}: {told_parts(parts)}" for one, parts in ((our_way, ours), (way, theirs)))
     named = f"{case.name} {task} {shots}{marked(our_way)}"
-    return ratio(f"trial against {way}", named, composed(theirs), composed(ours), target=TARGETS[way, task], parts=told)
+    return ratio(f"trial against {way}", named, composed(theirs), composed(ours), target=target(TARGETS[way, task], way, our_way), parts=told)
 
 
 def told_parts(parts: dict[str, tuple[float, list[float]]]) -> str:
