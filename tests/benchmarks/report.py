@@ -34,9 +34,9 @@ def page(measures: list[dict]) -> str:
     lines = [
         "# lowres against the usual ways", "",
         "A: transformers' Trainer as the authors ran it: float32, padded to 128 tokens, evaluation in batches of 8. B: the Trainer well tuned:",
-        "bfloat16, padded to the longest, grouped by length, evaluation in batches of 64, not compiled. Figures are medians, or ratios of medians, over",
-        "alternating repeats; lowest and highest are of single repeats. Whole trials are composed of measured parts, which stand below;",
-        "tokenization is in none.", "",
+        "bfloat16, padded to the longest, grouped by length, evaluation in batches of 64, not compiled. Figures are medians, or ratios of",
+        "medians, over alternating repeats; lowest and highest are of single repeats. Whole trials are composed of measured parts, which stand",
+        "below; tokenization is in none.", "",
         "; ".join(f"{key.replace('_', ' ')}: {', '.join(value) if isinstance(value, list) else value}" for key, value in known.items()) + ".", "",
         f"{reached} targets reached, {missed} missed; {minutes:.0f} minutes.", "",
         "| " + " | ".join(COLUMNS) + " |", "| --- | --- | ---: | ---: | ---: | ---: | --- |",
