@@ -146,7 +146,7 @@ def next_token_loss(backbone, rows: Rows) -> torch.Tensor:
     follows = rows.positions[:, 1:] > rows.positions[:, :-1]  # positions begin anew with each text, and padding has 0
     row, place = follows.nonzero(as_tuple=True)
     hidden = backbone.hidden(replace(rows, last=row * rows.ids.shape[1] + place))
-    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.precision == "bfloat16"):
+    with backbone.autocast():
         logits = hidden @ backbone.output.T
     return F.cross_entropy(logits.float(), rows.ids[:, 1:][follows], reduction="sum")
 

@@ -33,7 +33,8 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
     """(seeds, candidates): scores in percent of one task's runs that the budget allows, and why others are out.
 
     A score is in-domain accuracy; if out of domain matters, the mean of in-domain and out-of-domain accuracy. Each method, variant
-    and model enters with the most shots allowed.
+    and model enters with the most shots allowed; one whose trials are another's to the last digit (a pattern that was chosen anew and
+    stayed) does not enter beside it.
     """
     out = []
     lines = trials.assign(count=pd.to_numeric(trials["shots"], errors="coerce").fillna(np.inf))
@@ -43,7 +44,7 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
             return pd.DataFrame(), [f"the fewest shots in this study are more than {budget.labels_per_class} a class"]
     most = lines.groupby(["method", "variant", "model"], sort=False)["count"].transform("max")
     lines = lines[lines["count"] == most]
-    scores = {}
+    scores, first = {}, {}
     for key, run in lines.groupby(RUN, sort=False):
         name, once = label(key), run.drop_duplicates("seed")
         for limit, measure, unit in ((budget.memory_gb, "memory", "GB"), (budget.seconds, "seconds", "s")):
@@ -51,6 +52,10 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
                 out.append(f"{name}: {once[measure].mean():.1f} {unit}, more than {limit:g}")
                 break
         else:
+            same = first.setdefault(tuple(once.sort_values("seed")["outcome"]), name)
+            if same != name:
+                out.append(f"{name}: its trials are those of {same}, to the last digit")
+                continue
             wanted = run if budget.out_of_domain_matters else run[run["domain"] == "in"]
             scores[name] = 100 * wanted.groupby(["seed", "domain"])["accuracy"].mean().groupby("seed").mean()
     table = pd.DataFrame(scores)

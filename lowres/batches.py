@@ -81,7 +81,8 @@ def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int =
     """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[list[int]] = []
-    length = max(ROW, len(ids[order[0]])) if order else 0
+    # A row reads all that stands in front of it: behind 1,500 tokens rows of 500 take 0.65 of the time that rows of 128 take.
+    length = max(ROW, before // 3, len(ids[order[0]])) if order else 0
     with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by how many tokens they have left
     for i in order:  # longest first, each where it leaves the least room
         room = next((room for room in range(len(ids[i]), length + 1) if with_room[room]), None)

@@ -23,12 +23,11 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
     """
     backbone.whole.eval()
     ids = [text for inputs in sets.values() for text in inputs.ids]
-    logits: np.ndarray | None = None
+    states = torch.empty(len(ids), backbone.width, device=backbone.device)
     before = cache[0][0].shape[2] if cache else 0
     for rows in pack(ids, backbone.device, before, BUDGET):
-        part = head.logits(backbone.hidden(rows, cache)).float().cpu().numpy()
-        logits = np.empty((len(ids), part.shape[1]), np.float32) if logits is None else logits
-        logits[rows.texts] = part
+        states[rows.texts] = backbone.hidden(rows, cache)
+    logits = head.logits(states).float().cpu().numpy()
     ends = np.cumsum([len(inputs) for inputs in sets.values()])
     return dict(zip(sets, np.split(logits, ends[:-1])))
 

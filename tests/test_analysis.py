@@ -109,6 +109,9 @@ def test_advice(tmp_path):
     assert "**lora" in advise(trials, Budget()) and "probability 100%" in advise(trials, Budget())
     assert "**vanilla" in advise(trials, Budget(seconds=100.0, memory_gb=0)) or "**lora" in advise(trials, Budget(seconds=100.0))
     assert "nothing in this study fits" in advise(trials, Budget(labels_per_class=1))
+    twin = trials[trials["method"] == "lora"].assign(method="adaptive", variant="adapt=pattern")
+    said = advise(pd.concat([trials, twin]), Budget())
+    assert "**lora" in said and "probability 100%" in said and "adaptive (adapt=pattern)" in said.split("Left out:")[1], "copies do not compete"
     assert "**none**" in advise(trials.assign(accuracy=trials["constant"] - 0.01), Budget())
 
 
