@@ -26,6 +26,7 @@ from lowres.adapters import behind_prompt, detach
 from lowres.errors import BadInput
 from lowres.files import located
 from lowres.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
+from lowres.meters import give_memory_back
 
 Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
 CHUNK = 512  # attention over a whole long context at once would take gigabytes
@@ -100,6 +101,7 @@ class Backbone:
     def restore(self) -> None:
         """Takes an adapter out and puts the pretrained weights back, in place: every trial starts from the same backbone."""
         detach(self)
+        give_memory_back()
         self.model.requires_grad_(True)
         own = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
         for file in weights_files(self.folder):

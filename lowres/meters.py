@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
@@ -44,6 +45,12 @@ class Meter:
         if torch.cuda.is_available():
             peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
         return peak
+
+
+def give_memory_back() -> None:
+    """What the last trial has freed, back to the system: glibc keeps it in pieces that the next one cannot use (a peak of 7.0 GB instead of 5.2)."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
+        trim(0)
 
 
 def _reset_peak() -> bool:
