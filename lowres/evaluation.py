@@ -21,15 +21,21 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
 
     `cache`: what stands in front of every text, from `Backbone.remember`; the texts are then without the backbone's prefix.
     """
-    backbone.whole.eval()
     ids = [text for inputs in sets.values() for text in inputs.ids]
+    logits = head.logits(last_states(backbone, ids, cache)).float().cpu().numpy()
+    ends = np.cumsum([len(inputs) for inputs in sets.values()])
+    return dict(zip(sets, np.split(logits, ends[:-1])))
+
+
+@torch.inference_mode()
+def last_states(backbone, ids: list[list[int]], cache=None) -> torch.Tensor:
+    """The final hidden state at each text's last token, without dropout: (texts, width)."""
+    backbone.whole.eval()
     states = torch.empty(len(ids), backbone.width, device=backbone.device)
     before = cache[0][0].shape[2] if cache else 0
     for rows in pack(ids, backbone.device, before, BUDGET):
         states[rows.texts] = backbone.hidden(rows, cache)
-    logits = head.logits(states).float().cpu().numpy()
-    ends = np.cumsum([len(inputs) for inputs in sets.values()])
-    return dict(zip(sets, np.split(logits, ends[:-1])))
+    return states
 
 
 def metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:

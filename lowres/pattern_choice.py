@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lowres.batches import encode, pack
+from lowres.batches import encode
 from lowres.errors import BadInput
-from lowres.evaluation import BUDGET
+from lowres.evaluation import last_states
 from lowres.heads import behind_text, word_ids
 from lowres.prompts import empty_example
 from lowres.shots import Streams
@@ -154,14 +154,10 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
     return found, skipped
 
 
-@torch.inference_mode()
 def _states(backbone, task_file, shots: pd.DataFrame, pattern: str, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states after the pattern, from one forward pass: the shots' (rows, width), and a content-free input's (width)."""
-    backbone.whole.eval()
     inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], empty_example(task_file)]), pattern, max_length)
-    states = torch.empty(len(inputs), backbone.width, device=backbone.device)
-    for rows in pack(inputs.ids, backbone.device, budget=BUDGET):
-        states[rows.texts] = backbone.hidden(rows)
+    states = last_states(backbone, inputs.ids)
     return states[:-1], states[-1]
 
 
