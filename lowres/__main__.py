@@ -105,8 +105,8 @@ def publish(study: Study, outputs: Outputs = "outputs") -> None:
 @app.command()
 def prepare() -> None:
     """Makes the embedded model's weights ready, once per user (20 seconds, 538 MB)."""
-    from lowres.backbones import resolve
     from lowres.identity import EMBEDDED
+    from lowres.pretrained import resolve
 
     print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
 

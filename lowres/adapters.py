@@ -205,7 +205,7 @@ def shape_of(name: str) -> nn.Module:
     """A model of the right shapes, without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from lowres.backbones import resolve
+    from lowres.pretrained import resolve
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(name, weights=False)))

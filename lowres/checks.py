@@ -83,7 +83,7 @@ def check_method(p: Parameters) -> None:
 
 def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:
     """The pattern exists, and the label words are one token each and told apart by the model's tokenizer."""
-    from lowres.backbones import load_tokenizer, resolve
+    from lowres.pretrained import load_tokenizer, resolve
 
     spec = read_task(task)
     spec.pattern(pattern)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from lowres.backbones import load_model
 from lowres.errors import BadInput
 from lowres.files import located, shown
 from lowres.identity import split_revision
+from lowres.pretrained import load_model
 
 
 def convert(name: str, target: Path) -> None:

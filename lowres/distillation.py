@@ -174,7 +174,7 @@ def check_distillation(p, spec) -> None:
     """What can be told from the task file, the tokenizers and the models' configurations, before weights are read. Raises BadInput."""
     from transformers import AutoConfig
 
-    from lowres.backbones import load_tokenizer, prefix_tokens, resolve
+    from lowres.pretrained import load_tokenizer, prefix_tokens, resolve
 
     if p.context == "instruction":
         instruction(spec, spec.words(p.label_words))

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowres.backbones import load_backbone, prefix_tokens, resolve
+from lowres.backbones import load_backbone
 from lowres.batches import pack
 from lowres.conversion import convert
 from lowres.errors import BadInput
 from lowres.identity import EMBEDDED, identity
+from lowres.pretrained import prefix_tokens, resolve
 
 SOURCE = Path(__file__).parent.parent / "lowres"
 
