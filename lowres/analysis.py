@@ -28,12 +28,13 @@ def accuracy_interval(values) -> tuple[float, float]:
 
 
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A line a group: mean accuracy over seeds with its 95 % interval, MCC, the constant prediction's accuracy, cost."""
+    """A line a group: mean accuracy and MCC over seeds, each with its 95 % interval, the constant prediction's accuracy, cost."""
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
+        mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
         return pd.Series({
             "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(),
-            "mcc": group["mcc"].mean(), "trials": len(group), "distinct": group["outcome"].nunique(),
+            "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
             "one label": group["commonest_prediction"].mean(), "seconds": group["seconds"].mean(), "rows": group["n"].iloc[0],
         })
 
@@ -41,17 +42,22 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def verdict(row: pd.Series) -> str:
-    """Whether anything was learnt: the interval against the yardstick of constant prediction."""
+    """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
+
+    Shots are balanced and sets may not be: there answers can tell the labels apart (MCC above 0) and be right less often than a constant.
+    """
     if np.isnan(row["low"]):
         return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
     if row["low"] > row["constant"]:
         return "above constant"
-    return "below constant" if row["high"] < row["constant"] else "not told from constant"
+    reading = "below constant" if row["high"] < row["constant"] else "not told from constant"
+    return reading + (", MCC above 0" if row["mcc low"] > 0 else "")
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
-    shown = table.drop(columns=["accuracy", "low", "high", "constant", "mcc", "one label", "seconds", "trials", "distinct", "rows"])
+    numbers = ["accuracy", "low", "high", "constant", "mcc", "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
+    shown = table.drop(columns=numbers)
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     shown["accuracy, % [95 % interval]"] = [
         percent(a) + (f" [{percent(low)}, {percent(high)}]" if not np.isnan(low) else " [no interval]")
@@ -59,7 +65,8 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     ]
     shown["constant, %"] = table["constant"].map(percent)
     shown["reading"] = table.apply(verdict, axis=1)
-    shown["MCC"] = table["mcc"].map("{:.3f}".format)
+    shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+                           for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
     shown["one label, %"] = table["one label"].map(percent)
     shown["rows"] = table["rows"].astype(int)
     shown["trials (distinct)"] = [f"{int(n)} ({int(d)})" for n, d in zip(table["trials"], table["distinct"])]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowres.analysis import RUN, accuracy_interval, verdict
+from lowres.analysis import RUN, accuracy_interval, interval, verdict
 from lowres.collection import Collected
 from lowres.study import Run
 from lowres.tables import most_shots, readable_results, result_table
@@ -109,14 +109,15 @@ def glances(trials: pd.DataFrame) -> list[Table]:
 def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
     once, means, texts, readings = run.drop_duplicates("seed"), [], [], {}
     for domain in ("in", "out"):
-        scores = run[run["domain"] == domain].groupby("seed")[["accuracy", "constant"]].mean()
+        scores = run[run["domain"] == domain].groupby("seed")[["accuracy", "constant", "mcc"]].mean()
         if not len(scores):
             texts.append("–")
             continue
         low, high = accuracy_interval(scores["accuracy"])
         means.append(scores["accuracy"].mean())
         texts.append(f"{100 * means[-1]:.1f}" + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"))
-        measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores)}
+        measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores),
+                    "mcc low": interval(scores["mcc"])[0]}
         readings[domain] = verdict(pd.Series(measured))
     same = len(set(readings.values())) == 1 and len(readings) > 1
     reading = f"both: {readings['in']}" if same else "; ".join(f"{domain}: {text}" for domain, text in readings.items())

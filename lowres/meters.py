@@ -22,6 +22,7 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.compiled_before = seconds_compiling()
+        _give_memory_back()
         self.whole_process = not _reset_peak()
 
     @contextmanager
@@ -47,8 +48,9 @@ class Meter:
         return peak
 
 
-def give_memory_back() -> None:
-    """What the last trial has freed, back to the system: glibc keeps it in pieces that the next one cannot use (a peak of 7.0 GB instead of 5.2)."""
+def _give_memory_back() -> None:
+    """What the last trial has freed, back to the system: glibc keeps it in pieces that the next one cannot use (a peak of 7.0 GB instead of 5.2),
+    and this one's peak would begin where that one's ended."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None:
         trim(0)
 

@@ -1,5 +1,9 @@
 """Metrics are the field's, held against their formulas by hand."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,6 +11,7 @@ from scipy import stats
 from lowres.analysis import interval
 from lowres.evaluation import evaluated, metrics
 from lowres.meters import Meter, flops
+from lowres.running import KERNEL_ENVIRONMENT
 from lowres.tasks import load_task
 
 
@@ -48,6 +53,17 @@ def test_a_meter_sees_a_peak_of_its_own():
     peak = meter.memory()["resident"]
     assert meter.seconds["work"] > 0 and peak > 0.32
     assert Meter().memory()["resident"] < peak - 0.2
+
+
+def test_a_trials_peak_does_not_begin_where_the_last_ones_ended():
+    # With a kernel's memory settings what is freed stays with the process, so that a second trial would inherit the first one's peak.
+    work = "import numpy as np; from lowres.meters import Meter; meter = Meter(); blocks = [np.ones(12_500) for _ in range(4000)]; " \
+           "last = bytearray(9); del blocks; print(meter.memory()['resident'], Meter().memory()['resident'], meter.whole_process)"
+    ended = subprocess.run([sys.executable, "-c", work], env={**os.environ, **KERNEL_ENVIRONMENT}, capture_output=True, text=True, check=True)
+    first, second, whole_process = ended.stdout.split()
+    if whole_process == "True":
+        pytest.skip("this system cannot start a process's peak anew")
+    assert float(second) < float(first) - 0.3
 
 
 def test_every_part_of_a_set_has_its_own_yardstick():
