@@ -3,7 +3,7 @@
 The unit is the seed: a method's accuracy is averaged over shot counts (draws are nested, so these are not independent), over the
 tasks, models and settings named, and compared within the seed. A claim is a list of contrasts; each says between which bounds a
 mean difference lies, in percentage points, the bounds being multiples of the margin. All must hold for the claim to be
-supported; one that is refuted contradicts it. Claim 7 has a rule of its own.
+supported; one that is refuted contradicts it, unless it is a side clause. Claim 7 has a rule of its own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from math import inf
 import numpy as np
 import pandas as pd
 
+from lowres.analysis import interval
 from lowres.contrasts import Part
 
 COLA = ("cola", "cola_union")  # the same task, evaluated in two ways
+PAPER = ("cola", "mnli")  # how the names of the paper's tasks begin
 ACCURACY = ("in", "out")
 FAMILY = 7
 
@@ -86,7 +88,8 @@ CLAIMS = (
     Claim(5, "Context distillation generalises out of domain better than the others and beats standard fine-tuning; "
              "few-shot distillation is a cheaper, acceptable alternative.",
           "out of domain, distillation less each of vanilla, PBFT, adaptive and LoRA is above 0; in domain, less vanilla, too; and "
-          "few-shot less pool distillation is above −2 margins out of domain, its training seconds below the pool's",
+          "few-shot less pool distillation is above −2 margins out of domain, its training seconds below the pool's (side clauses: the study's "
+          "settings decide much of them, so they can keep the claim from being supported, and not contradict it)",
           (*(Contrast(DISTILLED, other, "out") for other in (VANILLA, PBFT, ADAPTIVE, LORA)), Contrast(DISTILLED, VANILLA, "in"),
            Contrast(FEW, POOL, "out", -2, inf, side=True), Contrast(FEW, POOL, "train_seconds", -inf, 0, side=True))),
     Claim(6, "Out of domain, the alternatives are comparable to vanilla fine-tuning and PBFT.",
@@ -103,7 +106,7 @@ class Line:
     """One run on one evaluation set: its settings, and by seed what was measured."""
 
     settings: dict[str, object]  # method, variant, model, task, shots, domain, set, folder, and the study's settings
-    by_seed: dict[int, dict[str, object]]  # accuracy (a share), train_seconds, memory (GB), outcome
+    by_seed: dict[int, dict[str, object]]  # accuracy and constant (shares), mcc, train_seconds, memory (GB), outcome
 
     def __getitem__(self, key: str) -> object:
         return self.settings[key]
@@ -115,6 +118,9 @@ class Paired:
 
     contrast: Contrast
     d: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,)
+    mcc: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,): the same differences of MCC, for accuracies
+    learnt: bool = True  # of accuracies: whether either side is shown to be above the constant answer, or its MCC above 0
+    identical: float = 0.0  # of its pairs of trials, the share in which both sides are one trial, to the last digit
     seeds: list[int] = field(default_factory=list)
     cells: dict[tuple, tuple[list[Line], list[Line]]] = field(default_factory=dict)  # (task, model, shots[, head]) -> left and right
     missing: str = ""
@@ -126,16 +132,16 @@ class Paired:
 
 
 KEYS = ["method", "variant", "model", "task", "shots", "domain", "set", "folder", "fidelity", "adapt", "head", "inputs", "peft_type"]
-MEASURED = ["accuracy", "train_seconds", "memory", "outcome"]
+MEASURED = ["accuracy", "constant", "mcc", "train_seconds", "memory", "outcome"]
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
-    """What claims look at: real tasks if there are any, one fidelity (as described, if the study has it), main settings."""
+    """What claims look at: real tasks if there are any, one fidelity (as described, if the study has it), main settings, no ablations."""
     if not len(trials):
         return []
     real = trials[~trials["embedded"]]
     table = real if len(real) else trials
-    table = table[table["main"]]
+    table = table[table["main"] & ~table["ablation"]]
     if (table["fidelity"] == "as_described").any():
         table = table[table["fidelity"] != "as_coded"]
     lines = []
@@ -155,7 +161,8 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
     still running is compared where it is complete.
     """
     result = Paired(contrast)
-    lines = [line for line in lines if line["task"] in contrast.tasks] or lines  # a study without the tasks named: those that it has
+    if any(str(line["task"]).startswith(PAPER) for line in lines):  # a study of other tasks alone is asked of those that it has
+        lines = [line for line in lines if not contrast.tasks or line["task"] in contrast.tasks]
     if contrast.measure in ACCURACY:
         lines = [line for line in lines if line["domain"] == contrast.measure]
     keys = ["task", "model", "shots"] + ["head"] * contrast.same_head
@@ -173,9 +180,26 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
     result.copies = len(common) - len(result.seeds)
     result.missing = "" if result.seeds else f"{contrast.name}: no seed that both have"
     if result.seeds:
-        result.d = np.mean([_score(one, contrast.measure, result.seeds) - _score(other, contrast.measure, result.seeds)
-                            for one, other in result.cells.values()], axis=0)
+        one, other = (_mean(result, side, contrast.measure) for side in (0, 1))
+        result.d = one - other
+        if contrast.measure in ACCURACY:
+            _beside(result)
     return result
+
+
+def _beside(pair: Paired) -> None:
+    """What tells how much a difference of accuracies is worth."""
+    mcc = [_mean(pair, side, "mcc") for side in (0, 1)]
+    above = [_mean(pair, side, pair.contrast.measure) - _mean(pair, side, "constant") for side in (0, 1)]
+    pair.mcc, pair.learnt = mcc[0] - mcc[1], any(interval(values)[0] > 0 for values in (*mcc, *above))
+    same = [{line.by_seed[seed]["outcome"] for line in one} == {line.by_seed[seed]["outcome"] for line in other}
+            for one, other in pair.cells.values() for seed in pair.seeds]
+    pair.identical = float(np.mean(same))
+
+
+def _mean(pair: Paired, side: int, measure: str) -> np.ndarray:
+    """(seeds,): one side's scores, mean over the cells."""
+    return np.mean([_score(cell[side], measure, pair.seeds) for cell in pair.cells.values()], axis=0)
 
 
 def _cells(lines: list[Line], side: Side, keys: list[str]) -> dict[tuple, list[Line]]:
@@ -195,7 +219,9 @@ def _without_copies(cells: dict[tuple, tuple[list[Line], list[Line]]], seeds: li
 
 
 def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:
-    """(seeds,): mean over the side's runs and sets; accuracy in percent, cost as 100 times its natural logarithm."""
+    """(seeds,): mean over the side's runs and sets; accuracy and constant in percent, cost as 100 times its natural logarithm, MCC as it is."""
     column = "accuracy" if measure in ACCURACY else measure
     values = np.array([[line.by_seed[seed][column] for seed in seeds] for line in side], float)
-    return 100 * (values if measure in ACCURACY else np.log(values.clip(min=1e-3))).mean(axis=0)
+    if measure == "mcc":
+        return values.mean(axis=0)
+    return 100 * (values if measure in (*ACCURACY, "constant") else np.log(values.clip(min=1e-3))).mean(axis=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ from lowres.tasks import read_task
 # Settings that claims, advice and figures tell runs apart by; empty where a method has no such setting.
 SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", "learning_rate")
 CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
-ENVIRONMENT = ("precision", "compiled", "threads", "device", "torch", "transformers")  # a mixture of these in one study is reported
+# A mixture of these in one study is reported.
+ENVIRONMENT = ("precision", "compiled", "threads", "device", "python", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
 EXERCISE = "These tasks are made by this project, for learning the tool: **nothing here is a verdict about the paper or about a method.**"
 
 
 @dataclass
 class Collected:
-    """What a study has so far. `trials` has a line a run, seed and evaluation set; accuracies are shares (0 to 1)."""
+    """What a study has so far. `trials` has a line a run, seed and evaluation set; accuracies are shares (0 to 1).
+
+    Of a method's runs in one place (model, task, shots), those that are asked for with fewer seeds than the others are an `ablation`.
+    """
 
     name: str
     description: str = ""
@@ -81,7 +85,7 @@ def _counting(run: Run, found: Collected, facts: Facts) -> list[dict[str, Any]]:
     except BadInput as error:
         found.problems.append(f"{safe(error)}. Left out.")
         return []
-    asked = _fingerprints(run, record, facts)
+    asked = facts.accepted(run, list(run.parameters.seeds), record)
     trials = {trial["seed"]: trial for trial in record["trials"] if trial.get("fingerprint") in asked.get(trial["seed"], ())}
     stale = [trial["seed"] for trial in record["trials"] if trial["seed"] in asked and trial["seed"] not in trials]
     for seed in set(asked) - set(trials):
@@ -95,36 +99,32 @@ def _counting(run: Run, found: Collected, facts: Facts) -> list[dict[str, Any]]:
     return [trials[seed] for seed in run.parameters.seeds if seed in trials]
 
 
-def _fingerprints(run: Run, record: dict[str, Any], facts: Facts) -> dict[int, set[str]]:
-    """By seed, the fingerprints that count: the study's; and, as an analysis needs no data folder, those of a run that had one.
-
-    Of a folder that is not at hand, the checksums that the task file declares are believed, or those of the record.
-    """
-    seeds = list(run.parameters.seeds)
-    known = [facts.fingerprints(run, seeds, record)]
-    if not run.parameters.data_dir:
-        elsewhere = run.parameters.model_copy(update={"data_dir": "a folder that is not at hand"})
-        known.append(facts.fingerprints(replace(run, parameters=elsewhere), seeds, record))
-    return {seed: {marks[seed] for marks in known} for seed in seeds}
-
-
 def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     parts, listed = [], set()
+    most: dict[tuple, int] = {}  # seeds asked of a method in one place
+    for run, _ in runs:
+        most[_place(run)] = max(most.get(_place(run), 0), len(run.parameters.seeds))
     for run, trials in runs:
         p = run.parameters
         settings = {key: getattr(p, key, "") for key in SETTINGS}
         # Runs that differ in nothing but what is CHOSEN: the first in the study file is the main one.
         group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
         labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
-                  **settings, "group": group, "main": group not in listed, "embedded": bool(read_task(p.task).embedded),
+                  **settings, "group": group, "main": group not in listed,
+                  "ablation": len(p.seeds) < most[_place(run)], "embedded": bool(read_task(p.task).embedded),
                   "folder": str(run.folder)}
         listed.add(group)
         if trials:
             part = records.as_table({"trials": trials}, **labels)
-            part["train_seconds"] = part["seed"].map({trial["seed"]: trial["seconds"].get("train", 0.0) for trial in trials})
+            part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
             parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _place(run: Run) -> tuple:
+    p = run.parameters
+    return run.method, getattr(p, "fidelity", ""), p.model, p.task, p.shots
 
 
 def _mixed(environments: list[dict[str, Any]]) -> Iterator[str]:

@@ -26,7 +26,7 @@ class Part:
     d: np.ndarray
     low: float
     high: float
-    side: bool = False  # a side clause: it counts for the claim, not for whether the methods are equivalent
+    side: bool = False  # a side clause: without it a claim is not supported; alone it neither contradicts one nor makes methods differ
 
 
 Above = Callable[[np.ndarray, float], np.ndarray]  # one-sided p value of "the mean is above the bound"
@@ -70,8 +70,8 @@ def supports(parts: list[Part], above: Above = t_above) -> np.ndarray:
 
 
 def contradicts(parts: list[Part], above: Above = t_above) -> np.ndarray:
-    """p value of "some part is false": the smallest over all bounds, times their number (Bonferroni)."""
-    found = [p for part in parts for p in _outside(part, above)]
+    """p value of "some part is false", side clauses apart: the smallest over all bounds, times their number (Bonferroni)."""
+    found = [p for part in parts if not part.side for p in _outside(part, above)]
     return np.minimum(1, len(found) * np.min(found, axis=0))
 
 

@@ -167,9 +167,10 @@ def analyse(study: Study, force: bool = True) -> str | None:
 def analysis_mark(study: Study, notebook: Path) -> str:
     """Names what an analysis was made of: the study, the records, the notebook and what it computes with."""
     digest = hashlib.sha256(f"{study.description} {[run.name for run in study.runs]}".encode())
-    for file in [notebook, Path(__file__).with_name("analysis.py"), Path(__file__).with_name("figures.py"),
-                 *(run.folder / "record.json" for run in study.runs)]:
+    for file in [notebook, *sorted(Path(__file__).parent.glob("*.py")), *(run.folder / "record.json" for run in study.runs)]:
         digest.update(file.read_bytes() if file.is_file() else b"missing")
+    for run in study.runs:  # a trial counts before its run has a record
+        digest.update(repr(sorted(file.name for file in run.folder.glob("trials/*.json"))).encode())
     return digest.hexdigest()[:24]
 
 

@@ -95,13 +95,15 @@ def glances(trials: pd.DataFrame) -> list[Table]:
     """A table a model and task: every method at the most shots, the best first; how good, how sure, at what cost."""
     found = []
     for (model, task), part in trials.groupby(["model", "task"], sort=False):
-        shots = most_shots(part)
+        shots, whole = most_shots(part), part
         part = part[part["shots"] == shots]
+        absent = sorted(set(map(_line, whole["method"], whole["variant"])) - set(map(_line, part["method"], part["variant"])))
         lines = sorted((_glance(key, run) for key, run in part.groupby(["method", "variant"], sort=False)), key=lambda line: -line[0])
         constants = " and ".join(f"{100 * run['constant'].mean():.1f} % {'in' if domain == 'in' else 'out of'} domain"
                                  for domain, run in part.groupby("domain"))
         caption = f"{Path(task).stem}, {model}, at {_shots(shots)} a class. A constant answer scores {constants}."
-        columns = ["method", "in domain, %", "out of domain, %", "against a constant answer", "seconds a trial", "peak memory, GB"]
+        caption += f" Without results at that count: {', '.join(absent)}." if absent else ""
+        columns = ["method", "in domain, %", "out of domain, %", "against a constant answer", "trials", "seconds a trial", "peak memory, GB"]
         found.append(Table(caption, columns, [list(map(Cell, line)) for _, line in lines]))
     return found
 
@@ -121,8 +123,12 @@ def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
         readings[domain] = verdict(pd.Series(measured))
     same = len(set(readings.values())) == 1 and len(readings) > 1
     reading = f"both: {readings['in']}" if same else "; ".join(f"{domain}: {text}" for domain, text in readings.items())
-    cost = [f"{once['seconds'].mean():.1f}", f"{once['memory'].mean():.2f}"]
-    return float(np.mean(means)), [" ".join(key).strip(), *texts, reading, *cost]
+    cost = [str(len(once)), f"{once['seconds'].mean():.1f}", f"{once['memory'].mean():.2f}"]
+    return float(np.mean(means)), [_line(*key), *texts, reading, *cost]
+
+
+def _line(method: str, variant: str) -> str:
+    return f"{method} {variant}".strip()
 
 
 def results(found: Collected, pages: list[Page]) -> Table:

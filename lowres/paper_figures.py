@@ -29,8 +29,8 @@ from lowres.figures import (
 )
 from lowres.published import series
 
-NUMBERS = {"vanilla": "Figure 2", "pbft": "Figure 3", "adaptive": "Figure 4", "lora": "Figure 5", "distillation": "Context distillation",
-           "in_context": "In-context learning"}
+NUMBERS = {"vanilla": "Figure 2 of the paper drawn anew", "pbft": "Figure 3 of the paper drawn anew", "adaptive": "Figure 4 of the paper drawn anew",
+           "lora": "Figure 5 of the paper drawn anew", "distillation": "Context distillation", "in_context": "In-context learning (not in the paper)"}
 LAID_OVER = "hollow grey: the authors' published runs, one mark a distinct result (description only)"
 
 
@@ -43,6 +43,7 @@ def method_against_shots(trials: pd.DataFrame, method: str, published: bool = Fa
     figure, grid = panels(len(cells), across=max(1, sum(domain == cells[0][0] for domain, _ in cells)))
     names = list(lines[["model", "variant"]].drop_duplicates().itertuples(index=False, name=None))
     shades = sns.light_palette(COLOURS.get(method, "0.2"), len(names) + 2)[2:][::-1]
+    overlaid = False
     for axes, (domain, task) in zip(grid, cells):
         panel = _at(lines, task, domain)
         places = shot_axis(axes, panel["shots"].unique())
@@ -52,24 +53,28 @@ def method_against_shots(trials: pd.DataFrame, method: str, published: bool = Fa
                 error_line(axes, line, places, 2 ** (0.07 * (i - len(names) / 2)), color=shade, marker="osD^vP*X"[i % 8],
                            linestyle=("-", "--", "-.")[i % 3], label=plain(f"{model.split('/')[-1]} {variant}".strip()))
         _yardsticks(axes, panel)
-        if published:
-            _lay_over(axes, series(method, task, domain), places)
+        overlaid |= published and _lay_over(axes, series(method, task, domain), places)
         axes.set(ylabel="accuracy, %", title=f"{plain(task)}, {DOMAINS[domain]}")
-    figure.suptitle(f"{NUMBERS.get(method, method)} anew: {method}; {counted(lines)}, bars: 95 % over seeds", fontsize="medium")
+    figure.suptitle(f"{NUMBERS.get(method, method)}: {method}; {counted(lines)}, bars: 95 % over seeds", fontsize="medium")
     legend_below(figure, grid)
-    alt = (f"{NUMBERS.get(method, method)} of the paper drawn anew: accuracy of {method} against shots, {len(names)} lines; {counted(lines)}, "
-           f"bars are 95 % intervals over seeds, dotted is constant prediction" + (f"; {LAID_OVER}." if published else "."))
+    alt = (f"{NUMBERS.get(method, method)}: accuracy of {method} against shots, {len(names)} lines; {counted(lines)}, "
+           f"bars are 95 % intervals over seeds, dotted is constant prediction" + (f"; {LAID_OVER}." if overlaid else "."))
     return [Drawn(figure, file_name("paper", method), alt)]
 
 
 def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
-    """Figure 5: LoRA by rank and, thick, averaged over ranks; a figure a model and task, in domain beside out of domain."""
+    """Figure 5: LoRA by rank and, thick, averaged over ranks; a figure a model and task, in domain beside out of domain.
+
+    Of several heads, the first that the study lists; the seeds are those that all ranks have, so that the mean is over the same draws.
+    """
     lines = trials[(trials["method"] == "lora") & (trials["rank"] != "")] if len(trials) else trials
+    lines = lines[lines["head"] == lines["head"].iloc[0]] if len(lines) else lines
     found = []
     for (model, task), part in lines.groupby(["model", "task"], sort=False) if len(lines) else ():
         domains = [domain for domain in DOMAINS if (part["domain"] == domain).any()]
         figure, grid = panels(len(domains))
         ranks = sorted(part["rank"].unique())
+        part = part[part["seed"].isin(set.intersection(*(set(line["seed"]) for _, line in part.groupby("rank"))))]
         shades = sns.dark_palette(COLOURS["lora"], len(ranks) + 2, reverse=True)[: len(ranks)]
         for axes, domain in zip(grid, domains):
             panel = part[part["domain"] == domain]
@@ -145,10 +150,12 @@ def _published_pairs(axes, method: str, task: str) -> None:
         axes.plot(inside, outside, marker=MARKERS.get(method, "o"), label="published", **PUBLISHED)
 
 
-def _lay_over(axes, line: pd.DataFrame, places: dict) -> None:
+def _lay_over(axes, line: pd.DataFrame, places: dict) -> bool:
+    """Whether there was anything to lay over."""
     line = line[line["shots"].isin(list(places))]
     for marker, (model, part) in zip("os", line.groupby("model", sort=False)):
         axes.plot([places[n] for n in part["shots"]], part["accuracy"], marker=marker, label=f"published, {model.split('/')[-1]}", **PUBLISHED)
+    return bool(len(line))
 
 
 def _yardsticks(axes, panel: pd.DataFrame) -> None:

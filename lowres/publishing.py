@@ -116,7 +116,7 @@ class Site:
     def _index(self) -> None:
         trials, chosen = self.found.trials, _chosen(self.analysis)
         margin = chosen.pop("margin")
-        judged = verdicts.judge(trials, margin)
+        judged = verdicts.marked(self.study.folder, verdicts.judge(trials, margin), margin)
         self._page(
             "index.html", "index.html", opening=markdown(self._opening()),
             advice=markdown(advise(trials, Budget(**chosen)).removeprefix(EXERCISE)),  # stands in the opening

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint by what they name: weights and task files
 APART = ("compare", "compile")  # phases that are no part of a method's cost
+TRAINING = ("adapt", "teach", "train")  # phases that make the model; the rest is evaluation
 SCHEMA_VERSION = 1  # of the record's form
 RESULTS_VERSION = 2  # raise by hand whenever numbers change: a golden test fails when they did and this was not
 
@@ -148,6 +149,12 @@ def peak_memory(trial: dict[str, Any]) -> float:
     return trial["memory"].get("gpu") or trial["memory"]["resident"]
 
 
+def seconds_of(trial: dict[str, Any], phases: Iterable[str] = ()) -> float:
+    """What a method's `phases` took (none named: all of them, but for what is APART)."""
+    chosen = set(phases) or set(trial["seconds"]) - set(APART)
+    return sum(value for phase, value in trial["seconds"].items() if phase in chosen)
+
+
 def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
     """One line a trial and evaluation set: what was measured, and the `labels` given."""
     import pandas as pd
@@ -157,7 +164,7 @@ def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
         for name, found in trial["sets"].items():
             lines.append({
                 **labels, "seed": trial["seed"], "set": name, **{key: value for key, value in found.items() if key != "by"},
-                "seconds": sum(value for phase, value in trial["seconds"].items() if phase not in APART), "memory": peak_memory(trial),
+                "seconds": seconds_of(trial), "memory": peak_memory(trial),
                 "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
             })
     return pd.DataFrame(lines)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lowres.front_page import Cell, Page, Table
-from lowres.records import peak_memory
+from lowres.records import TRAINING, peak_memory, seconds_of
 
 PARTS = ("parameters", "environment", "provenance")
 
@@ -39,8 +39,7 @@ def _trials(page: Page) -> Table:
     table = Table("Trials: accuracy in each set, and what it cost", columns)
     for trial in page.trials:
         accuracies = [f"{100 * trial['sets'][name]['accuracy']:.1f}" if name in trial["sets"] else "" for name in sets]
-        seconds = trial["seconds"]
-        cost = [f"{seconds.get('train', 0):.1f}", f"{sum(seconds.values()):.1f}", f"{peak_memory(trial):.2f}"]
+        cost = [f"{seconds_of(trial, TRAINING):.1f}", f"{seconds_of(trial):.1f}", f"{peak_memory(trial):.2f}"]
         texts = [str(trial["seed"]), *accuracies, *cost, trial["shots_sha256"], trial["fingerprint"]]
         table.rows.append(list(map(Cell, texts)))
     return table

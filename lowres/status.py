@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -88,6 +88,18 @@ class Facts:
         data = recorded.get("data", {}) if data is None else data
         return records.fingerprints(run.method, p, seeds, extended_task(p.task, also), data, model or recorded.get("model") or "")
 
+    def accepted(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, set[str]]:
+        """By seed, the fingerprints that count: the study's; and, where it names no data folder, those of a run that had one.
+
+        So a study whose data came from a folder is known on another machine. Of a folder that is not at hand, the checksums that the
+        task file declares are believed, or those of the record.
+        """
+        known = [self.fingerprints(run, seeds, record)]
+        if not run.parameters.data_dir:
+            elsewhere = run.parameters.model_copy(update={"data_dir": "a folder that is not at hand"})
+            known.append(self.fingerprints(replace(run, parameters=elsewhere), seeds, record))
+        return {seed: {marks[seed] for marks in known} for seed in seeds}
+
 
 def classified(study: Study) -> list[Status]:
     facts = Facts()
@@ -102,13 +114,13 @@ def status_of(run: Run, facts: Facts | None = None, mine: bool = False) -> Statu
         return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, None)) if failure else found
     record = _record(run.folder, found)
     on_disk = _seeds(run.folder)
-    marks = facts.fingerprints(run, sorted({*run.parameters.seeds, *on_disk}), record)
+    marks = facts.accepted(run, sorted({*run.parameters.seeds, *on_disk}), record)
     for seed in sorted(on_disk):
         _trial(run, seed, marks[seed], found)
-    found.state = _state(found, {marks[seed] for seed in run.parameters.seeds}, record, bool(on_disk))
+    found.state = _state(found, [marks[seed] for seed in run.parameters.seeds], record, bool(on_disk))
     if not mine and (at_work := scratch.owner(run.folder)):
         found.state, found.owner = "running", at_work
-    return _failed(found, failure, {seed: marks[seed] for seed in run.parameters.seeds}) if failure else found
+    return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, record)) if failure else found
 
 
 def failure_folder(run: Run) -> Path:
@@ -128,11 +140,11 @@ def checksum(file: Path) -> str:
     return _sha256(str(file)) if file.is_file() else ""
 
 
-def _state(found: Status, wanted: set[str], record: dict[str, Any] | None, trials_on_disk: bool) -> str:
+def _state(found: Status, wanted: list[set[str]], record: dict[str, Any] | None, trials_on_disk: bool) -> str:
     listed = set(record.get("fingerprints", [])) if record else set()
-    if found.finished == found.wanted and wanted <= listed and os.path.isfile(f"{found.run.folder}/run.ipynb"):
+    if found.finished == found.wanted and all(marks & listed for marks in wanted) and os.path.isfile(f"{found.run.folder}/run.ipynb"):
         return "done"
-    if any(fault.endswith(": stale") for fault in found.faults) or (record and not trials_on_disk and not wanted & listed):
+    if any(fault.endswith(": stale") for fault in found.faults) or (record and not trials_on_disk and not set.union(*wanted) & listed):
         return "stale"
     return "partial" if found.finished or found.faults else "missing"
 
@@ -153,14 +165,14 @@ def _seeds(folder: Path) -> set[int]:
     return {int(name[5:-5]) for name in names if name.startswith("seed-") and name.endswith(".json") and name[5:-5].isdigit()}
 
 
-def _trial(run: Run, seed: int, mark: str, found: Status) -> None:
+def _trial(run: Run, seed: int, marks: set[str], found: Status) -> None:
     """Whether a trial's files are whole, belong together, and are what the run asks for."""
     place = f"{run.folder}/trials/seed-{seed}"
     trial = records.read_json(f"{place}.json")
     try:
         if trial is None or trial.get("seed") != seed:
             fault = f"seed {seed}: the trial's file is empty, cut short or another's"
-        elif trial.get("fingerprint") != mark:
+        elif trial.get("fingerprint") not in marks:
             fault = f"seed {seed}: stale"
         elif _sha256(f"{place}.parquet") != trial.get("predictions_sha256"):
             fault = f"seed {seed}: the predictions are not this trial's"

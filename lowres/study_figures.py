@@ -27,11 +27,11 @@ def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
             axes.errorbar(mean, place, xerr=np.nan_to_num([mean - low, high - mean]), capsize=2, markersize=5, label=line_name(*key),
                           **{**looks[key], "linestyle": "none"})
         constants = part.groupby("part", sort=False)["constant"].mean()
-        for i, p in enumerate(order):
-            if not np.isnan(constants[p]):
-                axes.plot([100 * constants[p]] * 2, [i - 0.4, i + 0.4], label="constant prediction" if i == 0 else None, **YARDSTICK)
-        if constants.isna().any():
-            axes.axvline(50, label="guessing (two labels)", **YARDSTICK)
+        mixed = constants < 1  # a part with rows of one label alone has no constant prediction to be held against
+        for i in np.flatnonzero(mixed):
+            axes.plot([100 * constants.iloc[i]] * 2, [i - 0.4, i + 0.4], label=None if mixed.iloc[:i].any() else "constant prediction", **YARDSTICK)
+        if not mixed.all():
+            axes.axvline(100 * part["guessing"].iloc[0], label="guessing", **YARDSTICK)
         axes.set_yticks(range(len(order)), [plain(f"{p} ({n:,} rows)") for p, n in part.groupby("part", sort=False)["rows"].first().items()])
         axes.set(xlabel="accuracy, %", xlim=(-2, 102))
         figure.suptitle(f"{plain(task)}: {plain(name)} by part, {plain(model)}\n{shots_text(part)}; "

@@ -13,12 +13,13 @@ from pandas.io.formats.style import Styler
 
 from lowres import contrasts, records
 from lowres.analysis import RUN, printable, summary
-from lowres.claims import Paired
+from lowres.claims import ACCURACY, PAPER, Paired
 from lowres.collection import EXERCISE, Collected, safe
 from lowres.contrasts import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.predicted import crossed
 from lowres.published import difference
-from lowres.verdicts import UNDECIDED, Judged, seeds_to_decide
+from lowres.tasks import read_task
+from lowres.verdicts import COMPARABLE, UNDECIDED, Judged, seeds_to_decide
 
 NOTHING = "No run of this study has results yet."
 
@@ -80,12 +81,19 @@ def _remarks(one: Judged, margin: float) -> list[str]:
     copies = max((pair.copies for pair in one.pairs), default=0)
     if copies:
         remarks.append(f"{copies} seeds are copies of others and were not counted")
+    remarks += [f"{pair.contrast.name}: {pair.identical:.0%} of the pairs are one trial, to the last digit" for pair in one.pairs if pair.identical]
+    compared = [pair for pair in one.pairs if pair.contrast.measure in ACCURACY and len(pair.d)]
+    blind = [pair for pair in compared if not pair.learnt]
+    if blind:
+        remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side is shown to have learnt anything (above the "
+                       "constant answer, or MCC above 0), so they compare which label is given when nothing is known")
     if one.verdict == UNDECIDED and not one.missing:
         needed, had = seeds_to_decide(one, margin), len(one.seeds)
         if had < SEEDS_FOR_A_VERDICT:
             remarks.append(f"{had} seeds; below {SEEDS_FOR_A_VERDICT} there is no verdict")
         if needed > had:
-            remarks.append(f"about {needed:.0f} seeds would decide it, by the spread measured")
+            to_find = "that there is no difference" if one.claim.number in COMPARABLE else "a difference as large as the margin"
+            remarks.append(f"about {needed:.0f} seeds would find {to_find}, 4 times in 5, by the spread measured")
         elif needed <= had and had >= SEEDS_FOR_A_VERDICT:
             remarks.append("a part of it lies too near a bound; more seeds help only if it is not on it")
     return remarks
@@ -98,14 +106,18 @@ def about_verdicts(found: Collected, margin: float) -> str:
     trials = found.trials
     models = ", ".join(safe(model) for model in trials["model"].unique())
     lines = [f"The margin is {margin:g} points. Models: {models} (the paper's: OPT-125M and OPT-350M)."]
+    if found.missing:
+        lines.append("**The study is not whole**: the verdicts are of what is there, and may change.")
     if found.exercise:
         lines.append(f"{EXERCISE} The table shows how verdicts are reached; it is an exercise.")
-    elif not trials["task"].str.startswith(("cola", "mnli")).any():
+    elif not trials["task"].str.startswith(PAPER).any():
         lines.append("The paper spoke of CoLA and MNLI. Here its claims are asked of this study's tasks, so a verdict is about these.")
     if (trials["fidelity"] == "as_coded").any():
         described = (trials["fidelity"] == "as_described").any()
         lines.append("Runs of the authors' code (`as_coded`) are left out of the claims." if described
                      else "These runs follow the authors' code (`as_coded`), so the verdicts are about that.")
+    if trials["ablation"].any():
+        lines.append("Ablations, which the study asks for with fewer seeds than their method's other runs, are left out of the claims.")
     return "\n\n".join(lines)
 
 
@@ -139,6 +151,7 @@ def _measured(pair: Paired, margin: float, rows: bool) -> dict:
         "p (t)": "" if few else f"{contrasts.two_sided(d):.4f}",
         "p (sign-flip)": "" if few else f"{contrasts.two_sided(d, contrasts.flip_above):.4f}",
         "p (within the margin)": "" if few else f"{float(contrasts.equivalent([replace(part, side=False)], margin)):.4f}",
+        "MCC": f"{pair.mcc.mean():+.3f}" if len(pair.mcc) else "", "95 % of MCC, over seeds": _range(contrasts.t_interval(pair.mcc), ".3f"),
         "seeds": len(d), "cells": len(pair.cells), **before,
     }
 
@@ -147,8 +160,8 @@ def _claimed(low: float, high: float) -> str:
     return f"above {low:g}" if np.isinf(high) else f"below {high:g}" if np.isinf(low) else f"{low:+g} to {high:+g}"
 
 
-def _range(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None or np.isnan(ends[0]) else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
+def _range(ends: tuple[float, float] | None, form: str = ".2f") -> str:
+    return "" if ends is None or np.isnan(ends[0]) else f"{ends[0]:+{form}} to {ends[1]:+{form}}"
 
 
 def learning_rate_table(by_rate: dict[float, list[Judged]]) -> Styler | Markdown:
@@ -162,14 +175,18 @@ def learning_rate_table(by_rate: dict[float, list[Judged]]) -> Styler | Markdown
 
 
 def parts(found: Collected) -> pd.DataFrame:
-    """Accuracy in each part of the sets that the task files break down: a line a run, trial and part. Shares."""
+    """Accuracy in each part of the sets that the task files break down: a line a run, trial and part. Shares.
+
+    `guessing` is the yardstick of a part in which all rows have one label: there a constant answer scores everything or nothing.
+    """
     lines = []
     for run, trials in found.runs:
         for trial in trials:
             lines += [
                 {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task,
                  "shots": run.parameters.shots, "seed": trial["seed"], "outcome": trial["outcome_sha256"], "set": name, "domain": scores["domain"],
-                 "part": part, "rows": values["n"], "accuracy": values["accuracy"], "constant": values.get("constant", np.nan)}
+                 "part": part, "rows": values["n"], "accuracy": values["accuracy"], "constant": values.get("constant", np.nan),
+                 "guessing": 1 / len(read_task(run.parameters.task).labels)}
                 for name, scores in trial["sets"].items() for part, values in scores["by"].items()
             ]
     return pd.DataFrame(lines)

@@ -40,6 +40,11 @@ class Judged:
     holm_flip: float = 1.0
     marks: list[str] = field(default_factory=list)
 
+    @property
+    def cells(self) -> int:
+        """How many tasks, models and counts of shots its differences are of, over all of its contrasts."""
+        return sum(len(pair.cells) for pair in self.pairs)
+
 
 def judge(trials: pd.DataFrame, margin: float, flips: bool = True) -> list[Judged]:
     """The seven claims over a study's trials (`collection.collect`); margin in percentage points."""
@@ -146,22 +151,36 @@ def by_learning_rate(trials: pd.DataFrame, margin: float) -> dict[float, list[Ju
     return result
 
 
-def remember(folder: Path, found: list[Judged], margin: float) -> None:
-    """Keeps what was seen in the study's `verdicts.json`, and marks claims whose seeds or margin changed after they were first seen."""
-    path = folder / "verdicts.json"
-    looks = (records.read_json(path) or {}).get("looks", [])
-    look = {"margin": margin, "claims": {str(one.claim.number): {"verdict": one.verdict, "seeds": one.seeds} for one in found
-                                         if len(one.seeds) >= SEEDS_FOR_A_VERDICT and not one.missing}}
-    for one in found:
+def marked(folder: Path, found: list[Judged], margin: float) -> list[Judged]:
+    """`found`, with marks on claims of which seeds, cells or margin changed after they were first seen. Writes nothing."""
+    for one in found if folder.is_dir() else ():
         key = str(one.claim.number)
-        earlier = [old for old in looks if key in old.get("claims", {})]
-        if key in look["claims"] and earlier:
-            first = earlier[0]
-            if set(first["claims"][key]["seeds"]) != set(one.seeds):
-                one.marks.append(f"extended after it was seen ({first['claims'][key]['verdict']} with {len(first['claims'][key]['seeds'])} seeds on "
-                                 f"{first['when'][:10]}): its p value is too small")
-            if first["margin"] != margin:
-                one.marks.append(f"the margin was {first['margin']:g} when it was first seen")
+        first = next((look for look in _looks(folder) if key in look.get("claims", {})), None)
+        if first is None or not _decidable(one):
+            continue
+        seen = first["claims"][key]
+        if set(seen["seeds"]) != set(one.seeds) or seen.get("cells", one.cells) != one.cells:
+            one.marks.append(f"extended after it was seen ({seen['verdict']} with {len(seen['seeds'])} seeds on {first['when'][:10]}): "
+                             "its p value is too small")
+        if first["margin"] != margin:
+            one.marks.append(f"the margin was {first['margin']:g} when it was first seen")
+    return found
+
+
+def _looks(folder: Path) -> list[dict]:
+    return (records.read_json(folder / "verdicts.json") or {}).get("looks", [])
+
+
+def _decidable(one: Judged) -> bool:
+    return len(one.seeds) >= SEEDS_FOR_A_VERDICT and not one.missing
+
+
+def remember(folder: Path, found: list[Judged], margin: float) -> None:
+    """Marks what changed since it was first seen, and keeps in the study's `verdicts.json` what is seen now."""
+    marked(folder, found, margin)
+    path, looks = folder / "verdicts.json", _looks(folder)
+    look = {"margin": margin, "claims": {str(one.claim.number): {"verdict": one.verdict, "seeds": one.seeds, "cells": one.cells}
+                                         for one in found if _decidable(one)}}
     if look["claims"] and folder.is_dir() and (not looks or {**looks[-1], "when": None} != {**look, "when": None}):
         when = datetime.now(UTC).isoformat(timespec="seconds")
         records.write_json(path, {"looks": [*looks, {"when": when, **look}]})

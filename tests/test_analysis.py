@@ -1,6 +1,7 @@
 """A study's records gathered and told: tables, advice, the notebook, and bad input that ends in a sentence."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,11 @@ import pytest
 from synthetic import METHODS, fill, filled, make_study
 
 from lowres import analysis, collection, tables, verdicts
-from lowres.advice import Budget, advise, probability_best
+from lowres.advice import Budget, advise, candidates, probability_best
+from lowres.execution import analysis_mark
 from lowres.files import ROOT
+from lowres.front_page import Page
+from lowres.run_page import record_tables
 from lowres.study import read_study
 
 
@@ -146,3 +150,54 @@ def test_answers_that_tell_the_labels_apart_are_seen_where_a_constant_is_right_m
     assert (table.iloc[0]["mcc low"], table.iloc[0]["mcc high"]) == pytest.approx(analysis.interval(mcc))
     assert analysis.printable(table)["MCC [95 %]"].tolist() == ["0.220 [0.195, 0.245]"]
     assert analysis.printable(analysis.summary(trials.assign(mcc=mcc - 0.22), ["set", "domain"]))["reading"].tolist() == ["below constant"]
+
+
+def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_a_cost(tmp_path):
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:1], seeds=range(2))
+    study = read_study(path, outputs=outputs)
+    record = json.loads((study.runs[0].folder / "record.json").read_text())
+    for trial in record["trials"]:
+        trial["seconds"] = {"adapt": 1.0, "teach": 20.0, "train": 300.0, "evaluate": 4000.0, "other": 50_000.0, "compare": 0.5, "compile": 0.25}
+    (study.runs[0].folder / "record.json").write_text(json.dumps(record))
+    found = collection.collect(path, outputs)
+    assert set(found.trials["train_seconds"]) == {321.0} and set(found.trials["seconds"]) == {54_321.0}
+    told = record_tables(Page(*found.runs[0]), record)[0]
+    assert [cell.text for cell in told.rows[0]][3:5] == ["321.0", "54321.0"] and told.columns[3:5] == ["training, s", "whole trial, s"]
+
+
+def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):
+    methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora"}, {"method": "lora", "set": {"seeds": [0, 1]}, "vary": {"rank": [1]}}]
+    path = make_study(tmp_path, shots=(2, 64), methods=methods)
+    effect = lambda run, domain: 20.0 if run.parameters.shots == 64 else 10.0 if run.method == "lora" else 5.0  # noqa: E731
+
+    def there(run, seed: int) -> bool:
+        return (run.parameters.shots == 2 and seed < 8 + (run.method == "pbft")) or (run.method == "vanilla" and run.parameters.shots == 64)
+
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), effect, only=there)
+    trials = collection.collect(path, str(tmp_path / "outputs")).trials
+    table, out = candidates(trials, Budget())
+    assert all(name.endswith("2-shot") for name in table) and len(table) == 8 and len(table.columns) == 3
+    assert "lora (rank=1), facebook/opt-125m, 2-shot: an ablation, with 2 seeds" in out and "1 of 9 seeds" in out[-1]
+    assert "**lora, facebook/opt-125m, 2-shot**" in advise(trials, Budget())
+
+
+def test_what_is_not_whole_says_so_above_its_verdicts(tmp_path):
+    path = make_study(tmp_path, shots=(2, 16), methods=METHODS[:2])
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), only=lambda run, seed: run.parameters.shots == 2)
+    found = collection.collect(path, str(tmp_path / "outputs"))
+    assert "The study is not whole" in tables.about_verdicts(found, 2.0)
+
+
+def test_a_trial_without_a_record_and_a_changed_rule_make_an_analysis_anew(tmp_path, monkeypatch):
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:1])
+    study, notebook = read_study(path, outputs=outputs), ROOT / "notebooks" / "analysis.ipynb"
+    before = analysis_mark(study, notebook)
+    assert analysis_mark(study, notebook) == before
+    (study.runs[0].folder / "trials" / "seed-9.json").unlink()
+    fewer = analysis_mark(study, notebook)
+    shutil.copytree(ROOT / "lowres", tmp_path / "lowres")
+    monkeypatch.setattr("lowres.execution.__file__", str(tmp_path / "lowres" / "execution.py"))
+    assert analysis_mark(study, notebook) == fewer != before
+    rules = tmp_path / "lowres" / "claims.py"
+    rules.write_text(rules.read_text().replace("FAMILY = 7", "FAMILY = 6"))
+    assert analysis_mark(study, notebook) != fewer

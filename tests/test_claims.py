@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 from synthetic import METHODS, fill, make_study
 
-from lowres import contrasts, verdicts
+from lowres import contrasts, tables, verdicts
 from lowres.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
 from lowres.collection import collect
 from lowres.contrasts import Part
@@ -146,3 +146,69 @@ def test_the_published_numbers_are_what_they_are():
     assert table["copies"].sum() == 668 and len(table) == 119 and not table.duplicated(list(table.columns[:9])).any()
     gap, count = difference(CLAIMS[0].contrasts[0])
     assert abs(gap) < 20 and count > 10
+
+
+def test_ablations_with_fewer_seeds_neither_shorten_nor_mix_into_a_claim(tmp_path):
+    lora = [{"method": "lora"}, {"method": "lora", "set": {"head": "classifier", "seeds": [0, 1, 2, 3]}},
+            {"method": "lora", "set": {"seeds": [0, 1, 2, 3]}, "vary": {"rank": [1, 64]}}]
+    methods = [method for method in METHODS if method["method"] != "lora"] + lora
+    found = judged(tmp_path, lambda run, domain: 9.0 if getattr(run.parameters, "rank", 8) != 8 else 3.0, seeds=range(8), methods=methods)
+    assert [len(one.seeds) for one in found] == [8] * 7 and not any(one.missing for one in found)
+    against_vanilla = next(pair for pair in found[5].pairs if pair.contrast.left.name == "LoRA" and pair.contrast.right.name == "vanilla")
+    assert abs(against_vanilla.d.mean()) < 2, "of the ranks, the one that is asked for with all seeds counts alone"
+
+
+def test_a_side_clause_keeps_a_claim_from_support_and_does_not_contradict_it():
+    rng = np.random.default_rng(0)
+    main, side = Part(rng.normal(5, 1, 10), 0, np.inf), Part(rng.normal(-5, 1, 10), 0, np.inf, side=True)
+    p, towards = contrasts.decided([main, side])
+    assert p > 0.9 or not towards
+    assert contrasts.contradicts([main, side]) == contrasts.contradicts([main])
+    assert contrasts.supports([main, side]) > 0.9 and contrasts.supports([main]) < 0.001
+
+
+def test_a_claim_about_cola_waits_for_cola(tmp_path):
+    found = judged(tmp_path, None, tasks=("mnli",), methods=METHODS[:2])
+    assert found[0].missing and found[0].verdict == "undecided"
+    other = judged(tmp_path, None, name="other", tasks=("grammar",), methods=METHODS[:2])
+    assert not other[0].missing, "a study of other tasks alone is asked of those"
+
+
+def remarks(found, number):
+    return tables.verdict_table(found, 2.0).set_index("claim").loc[number, "remarks"]
+
+
+def test_a_verdict_says_where_neither_side_has_learnt_anything(tmp_path):
+    # Far below the constant answer on both sides, and answers that have nothing to do with the labels.
+    path = make_study(tmp_path, shots=(16,), methods=METHODS[:2])
+    study = read_study(path, outputs=str(tmp_path / "outputs"))
+    fill(study, lambda run, domain: {"vanilla": -10.0, "pbft": -30.0}[run.method], 1.0, predictions=False)
+    trials = collect(path, str(tmp_path / "outputs")).trials
+    rng = np.random.default_rng(1)
+    blind = verdicts.judge(trials.assign(mcc=rng.normal(0, 0.02, len(trials))), 2.0)
+    assert blind[0].verdict == "supported" and "in 2 of 2 comparisons of accuracy neither side" in remarks(blind, 1)
+    knowing = verdicts.judge(trials.assign(mcc=rng.normal(0.2, 0.02, len(trials))), 2.0)
+    assert "neither side" not in remarks(knowing, 1)
+    above = verdicts.judge(trials.assign(accuracy=trials["constant"] + 0.1 + rng.normal(0, 0.01, len(trials)), mcc=0.0), 2.0)
+    assert "neither side" not in remarks(above, 1)
+
+
+def test_pairs_of_one_and_the_same_trial_are_told(tmp_path):
+    path = make_study(tmp_path, shots=(16,), methods=[METHODS[1], {"method": "adaptive", "vary": {"adapt": ["pattern"]}}])
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), predictions=False)
+    trials = collect(path, str(tmp_path / "outputs")).trials
+    kept = trials[trials["method"] == "pbft"].set_index(["seed", "set"])
+    same = (trials["method"] == "adaptive") & (trials["seed"] < 4)
+    for column in ("outcome", "accuracy", "mcc"):
+        trials.loc[same, column] = [kept.loc[key, column] for key in trials.loc[same, ["seed", "set"]].itertuples(index=False, name=None)]
+    found = verdicts.judge(trials, 2.0)
+    assert found[1].pairs[0].identical == pytest.approx(0.4) and "40% of the pairs are one trial" in remarks(found, 2)
+
+
+def test_more_cells_are_an_extension_too(tmp_path):
+    first = judged(tmp_path, None, seeds=range(6), tasks=("cola",))
+    verdicts.remember(tmp_path / "outputs" / "made_up", first, 2.0)
+    grown = judged(tmp_path, None, seeds=range(6), tasks=("cola", "mnli"))
+    kept = (tmp_path / "outputs" / "made_up" / "verdicts.json").read_bytes()
+    assert "extended" in verdicts.marked(tmp_path / "outputs" / "made_up", grown, 2.0)[1].marks[0]
+    assert (tmp_path / "outputs" / "made_up" / "verdicts.json").read_bytes() == kept, "marking writes nothing"

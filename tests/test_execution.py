@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
+from site_study import write_notebooks
 from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook, write_study
+from synthetic import METHODS, fill, make_study
 
 from lowres import records, scratch
 from lowres.execution import Options, execute
@@ -297,3 +300,14 @@ def test_a_fresh_clone_knows_committed_results_as_done_without_data_or_weights(t
     for file in study.folder.rglob("*"):  # a clone's files are all of the same, later time
         os.utime(file, (time.time(), time.time()))
     assert status_of(only_run(read_study(str(study.path), outputs=str(study.folder.parent)))).state == "done"
+
+
+def test_a_fresh_clone_knows_results_of_a_data_folder_as_done_without_the_folder(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    study = read_study(make_study(tmp_path, shots=(2,), seeds=range(2), methods=METHODS[:1]), outputs=str(tmp_path))
+    run = replace(study.runs[0], parameters=study.runs[0].parameters.model_copy(update={"data_dir": str(data)}))
+    fill(replace(study, runs=(run,)))  # as a run with --data-dir leaves it
+    write_notebooks(replace(study, runs=(run,)))
+    assert not data.exists() and status_of(study.runs[0]).state == "done"
+    changed = study.runs[0].parameters.model_copy(update={"learning_rate": 0.5})
+    assert status_of(replace(study.runs[0], parameters=changed)).state == "stale"

@@ -101,3 +101,30 @@ def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
     after = np.asarray(Image.open(io.BytesIO(few_colours(png))).convert("RGB"), float)
     for i, colour in enumerate(COLOURS.values()):
         assert np.abs(after[11 + 20 * i, 12] - 255 * np.array(to_rgb(colour))).max() < 25
+
+
+def test_parts_of_one_label_are_held_against_guessing_not_against_a_constant_answer(tmp_path):
+    found = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("mnli",)))
+    parts = tables.parts(found)
+    figure = study_figures.parts_figures(parts.assign(constant=1.0))[0].figure  # as HANS's parts, each of a heuristic and a label
+    dotted = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert [list(line.get_xdata()) for line in dotted] == [[50, 50]] and dotted[0].get_label() == "guessing"
+    mixed = study_figures.parts_figures(parts.assign(constant=0.7))[0].figure
+    dotted = [line for line in mixed.axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert {line.get_xdata()[0] for line in dotted} == {70} and [line.get_label()[0] != "_" for line in dotted].count(True) == 1
+
+
+def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_path):
+    lora = [{"method": "lora"}, {"method": "lora", "set": {"head": "classifier"}}, {"method": "lora", "set": {"rank": 64, "seeds": [0, 1]}}]
+    effect = lambda run, domain: 30.0 if run.parameters.head == "classifier" else 5.0  # noqa: E731
+    found = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(6), methods=lora, effect=effect, spread=0.5))
+    figure = paper_figures.lora_by_rank(found.trials)[0]
+    assert "2 distinct trials a point" in figure.alt
+    highest = max(float(y) for line in figure.figure.axes[0].get_lines() if line.get_linestyle() != ":" for y in line.get_ydata())
+    assert highest < 69.3 + 10, "the classifier's are no part of it"
+
+
+def test_captions_speak_of_published_marks_only_where_there_are_any(found):
+    by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
+    assert "hollow grey" in by_name["paper-vanilla"]
+    assert "hollow grey" not in by_name["paper-in_context"] and "not in the paper" in by_name["paper-in_context"]

@@ -12,6 +12,8 @@ from bs4 import BeautifulSoup
 from site_study import write_notebooks
 from synthetic import METHODS, fill, make_study
 
+from lowres import verdicts
+from lowres.collection import collect
 from lowres.errors import BadInput
 from lowres.files import ROOT
 from lowres.front_page import leading_number
@@ -185,3 +187,12 @@ def test_two_hundred_notebooks_take_less_than_three_minutes(tmp_path):
     start = time.monotonic()
     site, _ = published(study)
     assert len(list(site.rglob("runs/**/index.html"))) == 200 and time.monotonic() - start < 180
+
+
+def test_the_front_page_has_the_marks_of_what_was_extended_after_it_was_seen(tmp_path):
+    study = executed(tmp_path, shots=(2,), seeds=range(6), methods=METHODS[:2])
+    verdicts.remember(study.folder, verdicts.judge(collect(str(study.path), str(tmp_path / "outputs")).trials, 2.0), 2.0)
+    study = executed(tmp_path, shots=(2,), seeds=range(8), methods=METHODS[:2])
+    kept = (study.folder / "verdicts.json").read_bytes()
+    assert "its p value is too small" in text(published(study)[0] / "index.html")
+    assert (study.folder / "verdicts.json").read_bytes() == kept
