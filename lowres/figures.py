@@ -42,8 +42,8 @@ def theme() -> None:
     sns.set_theme(context="notebook", style="whitegrid", rc=looks)
 
 
-def training_curves(trials: list[dict], labels: int = 0) -> Figure:
-    """Training loss against the step, a line a trial; beside the loss of knowing nothing, log(labels), for a cross-entropy of so many labels."""
+def training_curves(trials: list[dict], labels: int = 0) -> None:
+    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
     theme()
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
@@ -53,8 +53,10 @@ def training_curves(trials: list[dict], labels: int = 0) -> Figure:
     axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
     axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
     axes.legend()
-    plt.close(figure)  # the notebook shows the returned figure once
-    return figure
+    plt.close(figure)  # it is shown once, below
+    first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
+    show(Drawn(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
+               + (f"; dotted: knowing nothing, {np.log(labels):.2f}." if labels else ".")))
 
 
 def show(drawn: Drawn, folder: Path | None = None) -> None:

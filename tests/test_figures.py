@@ -128,3 +128,12 @@ def test_captions_speak_of_published_marks_only_where_there_are_any(found):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
     assert "hollow grey" in by_name["paper-vanilla"]
     assert "hollow grey" not in by_name["paper-in_context"] and "not in the paper" in by_name["paper-in_context"]
+
+
+def test_training_curves_are_shown_with_their_words(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *said, **more: shown.append((said[0], more)))
+    figures.training_curves([{"seed": 0, "losses": [0.8, 0.2]}, {"seed": 1, "losses": [0.6, 0.1]}], labels=2)
+    alt = shown[0][1]["metadata"]["image/png"]["alt"]
+    assert alt == "Training loss against the optimizer step, 2 trials: from 0.70 to 0.15 in the mean; dotted: knowing nothing, 0.69."
+    assert shown[0][0]["image/png"].startswith(b"\x89PNG") and shown[0][0]["text/plain"] == alt
