@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, GPTNeoXC
 from lowres import adaptation
 from lowres.adaptation import above_layers, frozen, layer_groups, layer_stack, read_corpus, text_loss, top_layers
 from lowres.backbones import load_backbone
-from lowres.batches import encode
+from lowres.batches import encode, pack
 from lowres.checks import check_method
 from lowres.errors import BadInput
 from lowres.heads import Classifier, Verbalizer
@@ -307,6 +307,22 @@ def test_the_loss_is_transformers_own(tiny_model, task):
             total += backbone.model(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss.item() * (len(text) - 1)
         tokens += len(text) - 1
     assert text_loss(backbone, ids) == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_loss_in_pieces_has_the_gradients_of_transformers_own(tiny_model, task, monkeypatch):
+    monkeypatch.setattr(adaptation, "LOGITS", 5)
+    backbone = backbone_of(tiny_model)
+    ids = inputs_of(backbone, task).ids[:4]
+    backbone.model.eval()
+    expected = sum(backbone.model(input_ids=torch.tensor([text]), labels=torch.tensor([text])).loss * (len(text) - 1) for text in ids)
+    expected.backward()
+    wanted = {name: weight.grad.clone() for name, weight in backbone.model.named_parameters() if weight.grad is not None}
+    backbone.model.zero_grad()
+    loss = sum(adaptation.next_token_loss(backbone, rows) for rows in pack(ids))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in backbone.model.named_parameters():
+        assert torch.allclose(weight.grad, wanted[name], rtol=1e-3, atol=1e-4), name
 
 
 # --- parameters, fidelities, bad input ---------------------------------------------------------------------------------------------
