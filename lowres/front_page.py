@@ -29,7 +29,7 @@ class Page:
 
     @property
     def line(self) -> str:
-        return f"{self.run.method} {self.run.variant}".strip()
+        return _line(self.run.method, self.run.variant)
 
     @property
     def title(self) -> str:
@@ -128,7 +128,7 @@ def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
 
 
 def _line(method: str, variant: str) -> str:
-    return f"{method} {variant}".strip()
+    return f"{method} {variant.replace(',', ', ')}".strip()  # a narrow column breaks it between settings
 
 
 def results(found: Collected, pages: list[Page]) -> Table:
