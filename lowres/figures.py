@@ -66,7 +66,7 @@ def show(drawn: Drawn, folder: Path | None = None) -> None:
     from lowres.collection import safe
 
     pictures = {}
-    for kind, options in (("png", {"dpi": 90, "metadata": {"Software": None}}), ("svg", {"metadata": {"Date": None}})):
+    for kind, options in (("png", {"dpi": 72, "metadata": {"Software": None}}), ("svg", {"metadata": {"Date": None}})):
         buffer = io.BytesIO()
         drawn.figure.savefig(buffer, format=kind, **options)
         pictures[kind] = buffer.getvalue() if kind == "svg" else few_colours(buffer)

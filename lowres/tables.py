@@ -42,7 +42,7 @@ def shown_results(table: pd.DataFrame) -> Styler | Markdown:
 
 def readable_results(table: pd.DataFrame) -> pd.DataFrame:
     """The result table as text for a reader: percentages, intervals and how each stands to its yardstick."""
-    shown = printable(table.drop(columns="gap"))
+    shown = printable(table.drop(columns="gap")).assign(variant=table["variant"].str.replace(",", ", "))  # so that long ones break
     shown.insert(len(RUN) + 3, "gap, points", ["" if np.isnan(gap) else f"{100 * gap:+.1f}" for gap in table["gap"]])
     return shown
 
