@@ -42,7 +42,7 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
         lines = lines[lines["count"] <= budget.labels_per_class]
         if not len(lines):
             return pd.DataFrame(), [f"the fewest shots in this study are more than {budget.labels_per_class} a class"]
-    who = ["method", "variant", "model"]
+    who = RUN[:-1]  # all but the shots
     have = lines.drop_duplicates([*who, "count"])["count"].value_counts()
     count = max(have[have == have.max()].index)
     for key, run in lines.groupby(who, sort=False):

@@ -65,15 +65,16 @@ def show(drawn: Drawn, folder: Path | None = None) -> None:
 
     from lowres.collection import safe
 
-    pictures = {}
-    for kind, options in (("png", {"dpi": 72, "metadata": {"Software": None}}), ("svg", {"metadata": {"Date": None}})):
-        buffer = io.BytesIO()
-        drawn.figure.savefig(buffer, format=kind, **options)
-        pictures[kind] = buffer.getvalue() if kind == "svg" else few_colours(buffer)
-        if folder and folder.is_dir():
-            records.write_whole(folder / "figures" / f"{drawn.name}.{kind}", pictures[kind])
+    buffer = io.BytesIO()
+    drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
+    picture = few_colours(buffer)
+    if folder and folder.is_dir():
+        vectors = io.BytesIO()
+        drawn.figure.savefig(vectors, format="svg", metadata={"Date": None})
+        for kind, content in (("png", picture), ("svg", vectors.getvalue())):
+            records.write_whole(folder / "figures" / f"{drawn.name}.{kind}", content)
     # The words stand in the notebook three times: as the picture's alternative, for viewers without pictures, and as a caption.
-    display({"image/png": pictures["png"], "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
+    display({"image/png": picture, "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
     display(Markdown(f"*{safe(drawn.alt)}*"))
 
 

@@ -181,12 +181,13 @@ def parts(found: Collected) -> pd.DataFrame:
     """
     lines = []
     for run, trials in found.runs:
+        guessing = 1 / len(read_task(run.parameters.task).labels)
         for trial in trials:
             lines += [
                 {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task,
                  "shots": run.parameters.shots, "seed": trial["seed"], "outcome": trial["outcome_sha256"], "set": name, "domain": scores["domain"],
                  "part": part, "rows": values["n"], "accuracy": values["accuracy"], "constant": values.get("constant", np.nan),
-                 "guessing": 1 / len(read_task(run.parameters.task).labels)}
+                 "guessing": guessing}
                 for name, scores in trial["sets"].items() for part, values in scores["by"].items()
             ]
     return pd.DataFrame(lines)

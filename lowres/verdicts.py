@@ -153,9 +153,10 @@ def by_learning_rate(trials: pd.DataFrame, margin: float) -> dict[float, list[Ju
 
 def marked(folder: Path, found: list[Judged], margin: float) -> list[Judged]:
     """`found`, with marks on claims of which seeds, cells or margin changed after they were first seen. Writes nothing."""
-    for one in found if folder.is_dir() else ():
+    looks = _looks(folder)
+    for one in found:
         key = str(one.claim.number)
-        first = next((look for look in _looks(folder) if key in look.get("claims", {})), None)
+        first = next((look for look in looks if key in look.get("claims", {})), None)
         if first is None or not _decidable(one):
             continue
         seen = first["claims"][key]
