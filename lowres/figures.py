@@ -9,18 +9,19 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
 from lowres import records
 from lowres.analysis import interval
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
 METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context")
-COLOURS = dict(zip(METHODS, sns.color_palette("colorblind", len(METHODS))))
+COLOURS = dict(zip(METHODS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")))  # seaborn's palette "colorblind"
 MARKERS = dict(zip(METHODS, "osD^vP"))  # readable in grey, too
 DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
@@ -38,12 +39,17 @@ class Drawn:
 
 
 def theme() -> None:
+    import seaborn as sns  # with matplotlib it takes 1 s, which no first trial has to wait for
+
     looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
     sns.set_theme(context="notebook", style="whitegrid", rc=looks)
 
 
 def training_curves(trials: list[dict], labels: int = 0) -> None:
     """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     theme()
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
@@ -163,6 +169,8 @@ def legend_below(figure: Figure, grid) -> None:
 
 
 def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9) -> tuple[Figure, np.ndarray]:
+    import matplotlib.pyplot as plt
+
     theme()
     columns = max(1, min(across, count))
     rows = -(-count // columns)

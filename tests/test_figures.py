@@ -1,5 +1,8 @@
 """Every figure has its yardstick, its count of trials and words that stand for it; names cannot break it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from synthetic import filled
@@ -39,6 +42,18 @@ def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
     looks = figures.styles(found.trials)
     assert all(look["color"] == figures.COLOURS[method] and look["marker"] == figures.MARKERS[method] for (method, _), look in looks.items())
     assert len(set(figures.MARKERS.values())) == len(figures.METHODS) == len(set(figures.COLOURS.values()))
+
+
+def test_no_first_trial_waits_for_what_only_drawing_needs():
+    """Every method notebook imports the figures with all else, long before it draws."""
+    said = subprocess.run([sys.executable, "-c", "import sys, lowres.figures; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout
+    assert not {"matplotlib", "seaborn", "scipy.stats"} & set(said.split())
+
+
+def test_a_methods_colours_are_seaborns_own():
+    import seaborn as sns
+
+    assert list(figures.COLOURS.values()) == sns.color_palette("colorblind", len(figures.METHODS)).as_hex()
 
 
 def test_calibration_error_is_the_mean_gap():
