@@ -46,7 +46,8 @@ def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
 
 def test_no_first_trial_waits_for_what_only_drawing_needs():
     """Every method notebook imports the figures with all else, long before it draws."""
-    said = subprocess.run([sys.executable, "-c", "import sys, lowres.figures; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout
+    imported = "import sys, lowres.figures; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True).stdout
     assert not {"matplotlib", "seaborn", "scipy.stats"} & set(said.split())
 
 
