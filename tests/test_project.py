@@ -61,11 +61,19 @@ def test_every_command_the_readme_shows_exists():
 
 
 def test_no_data_row_of_the_real_sets_is_committed(real_data):
-    sentences = [line.split("\t")[0] for line in (Path(real_data) / "cola" / "dev_in_domain.tsv").read_text().splitlines()[1:]]
-    texts = [path.read_text(errors="replace") for path in tracked() if path.suffix in {".ipynb", ".json", ".md", ".py", ".yaml", ".tsv", ".csv"}]
-    for sentence in sentences:
-        if len(sentence) > 25:
-            assert not any(sentence in text for text in texts), sentence
+    """Six words in a row that begin a row's text stand nowhere, however a notebook or a page has escaped them."""
+    def words(text: str) -> list[str]:
+        return re.findall(r"[a-z0-9]+", re.sub(r"\\[nrt\"]|<[^>]*>", " ", text.lower()))
+
+    seen = {}
+    for path in tracked():
+        if path.suffix in {".ipynb", ".json", ".md", ".py", ".yaml", ".tsv", ".csv", ".tex"}:
+            text = words(path.read_text(errors="replace"))
+            seen |= dict.fromkeys(zip(*(text[i:] for i in range(6))), path)
+    begins = {tuple(words(field)[:6]) for file in Path(real_data).glob("*/*.tsv") for line in file.read_text().splitlines()[1:] for field in line.split("\t")}
+    begins = {begin for begin in begins if len(begin) == 6}
+    assert len(begins) > 20_000
+    assert not {begin: seen[begin] for begin in begins & seen.keys()}
 
 
 FAMILIES = re.compile(r"\b(opt|llama|gemma|mistral|gpt|neox|qwen|phi|smollm)(?=\b|[\d_-])", re.IGNORECASE)
