@@ -51,14 +51,14 @@ def training_curves(trials: list[dict], labels: int = 0) -> None:
     import seaborn as sns
 
     theme()
-    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
     for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
         axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
     if labels:
         axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
     axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
     axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
-    axes.legend()
+    figure.legend(loc="outside right upper")  # beside the curves: eight seeds' names would lie on them
     plt.close(figure)  # it is shown once, below
     first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
     show(Drawn(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
