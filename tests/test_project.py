@@ -70,8 +70,8 @@ def test_no_data_row_of_the_real_sets_is_committed(real_data):
         if path.suffix in {".ipynb", ".json", ".md", ".py", ".yaml", ".tsv", ".csv", ".tex"}:
             text = words(path.read_text(errors="replace"))
             seen |= dict.fromkeys(zip(*(text[i:] for i in range(6))), path)
-    begins = {tuple(words(field)[:6]) for file in Path(real_data).glob("*/*.tsv") for line in file.read_text().splitlines()[1:] for field in line.split("\t")}
-    begins = {begin for begin in begins if len(begin) == 6}
+    rows = [line for file in Path(real_data).glob("*/*.tsv") for line in file.read_text().splitlines()[1:]]
+    begins = {begin for row in rows for field in row.split("\t") if len(begin := tuple(words(field)[:6])) == 6}
     assert len(begins) > 20_000
     assert not {begin: seen[begin] for begin in begins & seen.keys()}
 
