@@ -60,7 +60,7 @@ def _beside(name: str, way: str, task: str, lora: list[float], full: list[float]
 
 
 def memory(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
-    """Peak resident set of a trial as its record has it, each in a fresh process. Twice is enough: peaks repeat to 3 %."""
+    """Peak resident set of a trial as its record has it, each in a fresh process. Twice is enough: peaks repeat to 4 %."""
     repeats = min(repeats, 2)
     found: dict[tuple[str, str], list[float]] = {(method, way): [] for way in compiled.WAYS for method in GIGABYTES}
     for way in [*compiled.WAYS] * repeats:
