@@ -55,7 +55,7 @@ def lora_step(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
 
 
 def _beside(name: str, way: str, task: str, lora: list[float], full: list[float]) -> Row:
-    return ratio("LoRA step / full step", f"{called(name)} {task} 32{marked(way)}", lora, full, unit="of 1", target=0.75, at_most=True,
+    return ratio("LoRA step / full step", f"{called(name)} {task} 32{marked(way)}", lora, full, unit="", target=0.75, at_most=True,
                  parts=f"{shown(lora)} / {shown(full)} s")
 
 
@@ -120,7 +120,7 @@ def five_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row
         one.append(time.perf_counter() - start)
     together, apart = [whole + 4 * further for whole, further in zip(one, trial)], [5 * whole for whole in one]
     told = f"a run {shown(one)} s, its trial {shown(trial)} s; in a run: a run + 4 trials; in five: 5 runs"
-    return [ratio("five trials in a run / in five", f"{called(name)} grammar 2", together, apart, unit="of 1", target=0.75, at_most=True, parts=told)]
+    return [ratio("five trials in a run / in five", f"{called(name)} grammar 2", together, apart, unit="", target=0.75, at_most=True, parts=told)]
 
 
 def run(notebook: Path, model: str, seeds: list[int], expected: str = "") -> list[float]:
@@ -151,4 +151,4 @@ def padding(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
 def _padded(case: str, batches: list, *budget: int) -> Row:
     computed = sum(rows.ids.numel() for batch in batches for rows in pack(batch, "cpu", 0, *budget))
     needed = sum(len(text) for batch in batches for text in batch)
-    return Row("tokens computed for each needed", case, computed / needed, "of 1", 1, 1.15, at_most=True, parts=f"{computed:,} / {needed:,}")
+    return Row("tokens computed for each needed", case, computed / needed, "", 1, 1.15, at_most=True, parts=f"{computed:,} / {needed:,}")

@@ -51,7 +51,7 @@ def _line(row: dict) -> str:
     spread = "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
     target = "" if row["target"] is None else f"{'at most' if row['at_most'] else 'at least'} {row['target']:g}"
     reached = {True: "yes", False: "**no**", None: ""}[row["met"]]
-    cells = [row["measure"], row["case"], f"{row['figure']:.3g} {row['unit']}", spread, str(row["repeats"]), target, reached]
+    cells = [row["measure"], row["case"], f"{row['figure']:.3g} {row['unit']}".rstrip(), spread, str(row["repeats"]), target, reached]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -152,7 +152,7 @@ def told_parts(parts: dict[str, tuple[float, list[float]]]) -> str:
 def near_limit(case: Case, our_way: str, task: str, products: limit.Products, samples: Samples) -> Row:
     alone, step = samples[f"{task} products"], samples[f"{our_way} {task} step 32"]
     told = f"{limit.flops(products) / 1e9:.0f} GFLOP; alone {shown(alone)} s, step {shown(step)} s"
-    return ratio("step's part of the limit", f"{case.name} {task} 32{marked(our_way)}", alone, step, unit="of 1", target=PART, parts=told)
+    return ratio("step's part of the limit", f"{case.name} {task} 32{marked(our_way)}", alone, step, unit="", target=PART, parts=told)
 
 
 def check(case: Case, samples: Samples, epochs: int = 2, rows: int = 64) -> list[Row]:
