@@ -108,7 +108,7 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     if not table.shape[1]:
         return f"nothing in this study fits the budget.{outside}"
     order = table.mean().sort_values(ascending=False, kind="stable").index
-    pick, constant = order[0], _constant(trials, budget)
+    pick, constant, untrained = order[0], _yardstick(trials, budget, "constant"), _yardstick(trials, budget, "untrained")
     low, high = interval(table[pick])
     ends = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
     how = f"{table[pick].mean():.1f} %{ends} over {len(table)} seeds; constant prediction {constant:.1f} %"
@@ -117,6 +117,9 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
         return f"**no clear winner**: {few}. Ahead so far: {safe(pick)} ({how}).{outside}"
     if not low > constant:  # an interval that is not there shows nothing either
         return f"**none**: the best, {safe(pick)} ({how}), is not shown to be better than always giving the commonest label.{outside}"
+    if low <= untrained:
+        return (f"**none**: the best, {safe(pick)} ({how}), is not shown to be better than the untrained model, which is right on {untrained:.1f} % "
+                f"with the label words and no example.{outside}")
     if len(order) == 1:
         return f"**{safe(pick)}** ({how}): the only one within the budget, so nothing was compared.{outside}"
     chance = dict(zip(table, probability_best(table.to_numpy())))
@@ -129,6 +132,7 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     return f"**no clear winner**: {safe(pick)} is ahead ({how}) and the best with a probability of only {chance[pick]:.0%}; {second}.{outside}"
 
 
-def _constant(trials: pd.DataFrame, budget: Budget) -> float:
+def _yardstick(trials: pd.DataFrame, budget: Budget, name: str) -> float:
+    """Percent; NaN for an untrained model that the study did not measure."""
     lines = trials if budget.out_of_domain_matters else trials[trials["domain"] == "in"]
-    return 100 * float(lines.groupby("domain")["constant"].mean().mean())
+    return 100 * float(lines.groupby("domain")[name].mean().mean())

@@ -8,6 +8,7 @@ import pandas as pd
 from lowres import records
 
 RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
+UNTRAINED = ["untrained", "untrained_mcc"]  # accuracy and MCC of the backbone as it comes, with the label words and no example
 
 
 def interval(values, confidence: float = 0.95) -> tuple[float, float]:
@@ -28,12 +29,17 @@ def accuracy_interval(values) -> tuple[float, float]:
 
 
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A line a group: mean accuracy and MCC over seeds, each with its 95 % interval, the constant prediction's accuracy, cost."""
+    """A line a group: mean accuracy and MCC over seeds, each with its 95 % interval, the yardsticks, cost.
+
+    The yardsticks are the constant prediction's accuracy and, where the trials have it, what the untrained model gives.
+    """
+    known = [name for name in UNTRAINED if name in trials]
+
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
         mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
         return pd.Series({
-            "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(),
+            "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(), **group[known].mean(),
             "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
             "one label": group["commonest_prediction"].mean(), "seconds": group["seconds"].mean(), "rows": group["n"].iloc[0],
         })
@@ -45,25 +51,30 @@ def verdict(row: pd.Series) -> str:
     """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
 
     Shots are balanced and sets may not be: there answers can tell the labels apart (MCC above 0) and be right less often than a constant.
+    What neither accuracy nor MCC shows to be above the untrained model, where that was measured, the model knew before.
     """
     if np.isnan(row["low"]):
         return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
-    if row["low"] > row["constant"]:
-        return "above constant"
-    reading = "below constant" if row["high"] < row["constant"] else "not told from constant"
-    return reading + (", MCC above 0" if row["mcc low"] > 0 else "")
+    above, tells = row["low"] > row["constant"], row["mcc low"] > 0
+    reading = "above constant" if above else "below constant" if row["high"] < row["constant"] else "not told from constant"
+    reading += ", MCC above 0" if tells and not above else ""
+    before, before_mcc = (row.get(name, np.nan) for name in UNTRAINED)
+    known_before = row["low"] <= before and row["mcc low"] <= before_mcc
+    return reading + (", not above untrained" if (above or tells) and known_before else "")
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
     numbers = ["accuracy", "low", "high", "constant", "mcc", "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
-    shown = table.drop(columns=numbers)
+    shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     shown["accuracy, % [95 % interval]"] = [
         percent(a) + (f" [{percent(low)}, {percent(high)}]" if not np.isnan(low) else " [no interval]")
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
     ]
     shown["constant, %"] = table["constant"].map(percent)
+    if "untrained" in table and table["untrained"].notna().any():
+        shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)
     shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
                            for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]

@@ -14,7 +14,7 @@ from math import inf
 import numpy as np
 import pandas as pd
 
-from lowres.analysis import interval
+from lowres.analysis import UNTRAINED, interval
 from lowres.contrasts import Part
 
 COLA = ("cola", "cola_union")  # the same task, evaluated in two ways
@@ -119,7 +119,7 @@ class Paired:
     contrast: Contrast
     d: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,)
     mcc: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,): the same differences of MCC, for accuracies
-    learnt: bool = True  # of accuracies: whether either side is shown to be above the constant answer, or its MCC above 0
+    learnt: bool = True  # of accuracies: whether either side is shown to be above the yardsticks, by accuracy or MCC
     identical: float = 0.0  # of its pairs of trials, the share in which both sides are one trial, to the last digit
     seeds: list[int] = field(default_factory=list)
     cells: dict[tuple, tuple[list[Line], list[Line]]] = field(default_factory=dict)  # (task, model, shots[, head]) -> left and right
@@ -132,7 +132,7 @@ class Paired:
 
 
 KEYS = ["method", "variant", "model", "task", "shots", "domain", "set", "folder", "fidelity", "adapt", "head", "inputs", "peft_type"]
-MEASURED = ["accuracy", "constant", "mcc", "train_seconds", "memory", "outcome"]
+MEASURED = ["accuracy", "constant", "mcc", *UNTRAINED, "train_seconds", "memory", "outcome"]
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
@@ -188,10 +188,12 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
 
 
 def _beside(pair: Paired) -> None:
-    """What tells how much a difference of accuracies is worth."""
+    """What tells how much a difference of accuracies is worth: MCC, and whether a side has more than a constant and the untrained model."""
     mcc = [_mean(pair, side, "mcc") for side in (0, 1)]
-    above = [_mean(pair, side, pair.contrast.measure) - _mean(pair, side, "constant") for side in (0, 1)]
-    pair.mcc, pair.learnt = mcc[0] - mcc[1], any(interval(values)[0] > 0 for values in (*mcc, *above))
+    before, before_mcc = ([_mean(pair, side, name) for side in (0, 1)] for name in UNTRAINED)  # NaN where it was not measured
+    above = [_mean(pair, side, pair.contrast.measure) - np.fmax(_mean(pair, side, "constant"), before[side]) for side in (0, 1)]
+    telling = [mcc[side] - np.fmax(0, before_mcc[side]) for side in (0, 1)]
+    pair.mcc, pair.learnt = mcc[0] - mcc[1], any(interval(values)[0] > 0 for values in (*telling, *above))
     same = [{line.by_seed[seed]["outcome"] for line in one} == {line.by_seed[seed]["outcome"] for line in other}
             for one, other in pair.cells.values() for seed in pair.seeds]
     pair.identical = float(np.mean(same))
@@ -222,6 +224,6 @@ def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:
     """(seeds,): mean over the side's runs and sets; accuracy and constant in percent, cost as 100 times its natural logarithm, MCC as it is."""
     column = "accuracy" if measure in ACCURACY else measure
     values = np.array([[line.by_seed[seed][column] for seed in seeds] for line in side], float)
-    if measure == "mcc":
+    if measure in ("mcc", "untrained_mcc"):
         return values.mean(axis=0)
-    return 100 * (values if measure in (*ACCURACY, "constant") else np.log(values.clip(min=1e-3))).mean(axis=0)
+    return 100 * (values if measure in (*ACCURACY, "constant", "untrained") else np.log(values.clip(min=1e-3))).mean(axis=0)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lowres import records
-from lowres.analysis import RUN
+from lowres.analysis import RUN, UNTRAINED
 from lowres.errors import BadInput
 from lowres.status import Facts
 from lowres.study import Run, Study, read_study
@@ -119,7 +120,22 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
             part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
             parts.append(part)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not parts:
+        return pd.DataFrame()
+    table, before = pd.concat(parts, ignore_index=True), _untrained(runs)
+    places = zip(table["model"], table["task"], table["set"], table["n"])
+    table[UNTRAINED] = [before.get(place, (np.nan, np.nan)) for place in places]
+    return table
+
+
+def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tuple[float, float]]:
+    """By model, task, set and its rows: accuracy and MCC without any example, as the study's first run of in-context learning has them."""
+    found: dict[tuple, tuple[float, float]] = {}
+    for run, trials in runs:
+        for trial in trials[:1]:  # no seed changes it
+            for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
+                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
+    return found
 
 
 def _place(run: Run) -> tuple:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowres.analysis import RUN, accuracy_interval, interval, verdict
+from lowres.analysis import RUN, UNTRAINED, accuracy_interval, interval, verdict
 from lowres.collection import Collected
 from lowres.study import Run
 from lowres.tables import most_shots, readable_results, result_table
@@ -99,27 +99,31 @@ def glances(trials: pd.DataFrame) -> list[Table]:
         part = part[part["shots"] == shots]
         absent = sorted(set(map(_line, whole["method"], whole["variant"])) - set(map(_line, part["method"], part["variant"])))
         lines = sorted((_glance(key, run) for key, run in part.groupby(["method", "variant"], sort=False)), key=lambda line: -line[0])
-        constants = " and ".join(f"{100 * run['constant'].mean():.1f} % {'in' if domain == 'in' else 'out of'} domain"
-                                 for domain, run in part.groupby("domain"))
-        caption = f"{Path(task).stem}, {model}, at {_shots(shots)} a class. A constant answer scores {constants}."
+        caption = f"{Path(task).stem}, {model}, at {_shots(shots)} a class. A constant answer scores {_by_domain(part, 'constant')}"
+        caption += f"; the untrained model {_by_domain(part, 'untrained')}." if part["untrained"].notna().any() else "."
         caption += f" Without results at that count: {', '.join(absent)}." if absent else ""
-        columns = ["method", "in domain, %", "out of domain, %", "against a constant answer", "trials", "seconds a trial", "peak memory, GB"]
+        columns = ["method", "in domain, %", "out of domain, %", "against the yardsticks", "trials", "seconds a trial", "peak memory, GB"]
         found.append(Table(caption, columns, [list(map(Cell, line)) for _, line in lines]))
     return found
+
+
+def _by_domain(part: pd.DataFrame, yardstick: str) -> str:
+    means = part.groupby("domain")[yardstick].mean()
+    return " and ".join(f"{100 * mean:.1f} % {'in' if domain == 'in' else 'out of'} domain" for domain, mean in means.items())
 
 
 def _glance(key: tuple, run: pd.DataFrame) -> tuple[float, list[str]]:
     once, means, texts, readings = run.drop_duplicates("seed"), [], [], {}
     for domain in ("in", "out"):
-        scores = run[run["domain"] == domain].groupby("seed")[["accuracy", "constant", "mcc"]].mean()
+        scores = run[run["domain"] == domain].groupby("seed")[["accuracy", "constant", "mcc", *UNTRAINED]].mean()
         if not len(scores):
             texts.append("–")
             continue
         low, high = accuracy_interval(scores["accuracy"])
         means.append(scores["accuracy"].mean())
         texts.append(f"{100 * means[-1]:.1f}" + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"))
-        measured = {"low": low, "high": high, "constant": scores["constant"].mean(), "trials": len(scores),
-                    "mcc low": interval(scores["mcc"])[0]}
+        measured = {"low": low, "high": high, "trials": len(scores), "mcc low": interval(scores["mcc"])[0],
+                    **scores[["constant", *UNTRAINED]].mean()}
         readings[domain] = verdict(pd.Series(measured))
     same = len(set(readings.values())) == 1 and len(readings) > 1
     reading = f"both: {readings['in']}" if same else "; ".join(f"{domain}: {text}" for domain, text in readings.items())

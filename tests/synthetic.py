@@ -98,6 +98,9 @@ def _trial(run, seed: int, mark: str, effect, spread: float, rng) -> tuple[dict,
         "trainable": {"lora": 36864 * getattr(run.parameters, "rank", 1), "in_context": 0}.get(run.method, total), "parameters": total,
         "cut": {}, "tokens": {"training": 1000, "evaluation": 1000}, "flops": 1e12, "sets": sets,
     }
+    if run.method == "in_context":  # what the backbone gives without an example: nothing here
+        untrained = {name: {**found, "accuracy": found["constant"] - 0.05, "mcc": 0.0} for name, found in sets.items()}
+        trial["also"] = {"zero-shot": {"sets": untrained, "outcome_sha256": "0" * 16}}
     return trial, table
 
 

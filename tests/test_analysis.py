@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from lowres import analysis, collection, tables, verdicts
 from lowres.advice import Budget, advise, candidates, probability_best
 from lowres.execution import analysis_mark
 from lowres.files import ROOT
-from lowres.front_page import Page
+from lowres.front_page import Page, glances
 from lowres.run_page import record_tables
 from lowres.study import read_study
 
@@ -150,6 +151,43 @@ def test_answers_that_tell_the_labels_apart_are_seen_where_a_constant_is_right_m
     assert (table.iloc[0]["mcc low"], table.iloc[0]["mcc high"]) == pytest.approx(analysis.interval(mcc))
     assert analysis.printable(table)["MCC [95 %]"].tolist() == ["0.220 [0.195, 0.245]"]
     assert analysis.printable(analysis.summary(trials.assign(mcc=mcc - 0.22), ["set", "domain"]))["reading"].tolist() == ["below constant"]
+
+
+def test_what_the_untrained_model_gives_already_is_not_called_learnt():
+    trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": [0.61, 0.62, 0.63], "constant": 0.5, "mcc": [0.21, 0.22, 0.23], "n": 1000,
+                           "seed": [0, 1, 2], "commonest_prediction": 0.55, "outcome": list("abc"), "seconds": 1.0})
+
+    def reading(**more) -> str:
+        return analysis.printable(analysis.summary(trials.assign(**more), ["set", "domain"]))["reading"].item()
+
+    # Student's t: accuracy from 0.595, MCC from 0.195.
+    assert reading(untrained=0.60, untrained_mcc=0.20) == "above constant, not above untrained"
+    assert reading(untrained=0.59, untrained_mcc=0.20) == reading(untrained=0.60, untrained_mcc=0.19) == "above constant", "one of them is above"
+    assert reading(untrained=0.60, untrained_mcc=0.20, constant=0.7) == "below constant, MCC above 0, not above untrained"
+    assert reading(untrained=0.60, untrained_mcc=0.20, constant=0.7, mcc=[-0.1, 0.0, 0.1]) == "below constant", "nothing that could be taken back"
+    assert reading(untrained=np.nan, untrained_mcc=np.nan) == reading() == "above constant", "not measured"
+
+
+def test_the_untrained_model_stands_beside_every_method_and_advice_asks_for_more(tmp_path):
+    path, outputs = filled(tmp_path, shots=(2,), methods=[METHODS[0], METHODS[1], METHODS[-1]], seeds=range(6))
+    record = next(Path(outputs).glob("*/in_context/*/cola/*/record.json"))
+    before = json.loads(record.read_text())
+    for trial in before["trials"]:
+        for scores in trial["also"]["zero-shot"]["sets"].values():
+            scores.update(accuracy=0.9, mcc=0.7)
+    trials = collection.collect(path, outputs).trials
+    assert set(trials["untrained"]) == {0.693 - 0.05, 0.686 - 0.05} and "**pbft" in advise(trials, Budget())
+    record.write_text(json.dumps(before))
+    better = collection.collect(path, outputs).trials
+    assert set(better["untrained"]) == {0.9} and set(better["method"]) == {"vanilla", "pbft", "in_context"}
+    assert "**none**" in advise(better, Budget()) and "the untrained model, which is right on 90.0 %" in advise(better, Budget())
+    assert set(tables.readable_results(tables.result_table(better))["untrained, % (MCC)"]) == {"90.0 (0.700)"}
+    assert "the untrained model 90.0 % in domain and 90.0 % out of domain" in glances(better)[0].caption
+    pairs = [pair for one in verdicts.judge(better, 2.0) for pair in one.pairs if pair.contrast.measure == "in" and len(pair.d)]
+    assert pairs and not any(pair.learnt for pair in pairs)
+    without = collection.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
+    assert without.trials["untrained"].isna().all() and "**pbft" in advise(without.trials, Budget())
+    assert "untrained, % (MCC)" not in tables.readable_results(tables.result_table(without.trials))
 
 
 def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_a_cost(tmp_path):
