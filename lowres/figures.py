@@ -148,7 +148,8 @@ def error_line(axes, line: pd.DataFrame, places: dict, apart: float = 1.0, value
     points = []
     for n, group in line.groupby("shots", sort=False):
         each = times * group.groupby("seed")[value].mean()
-        points.append((places[n] * apart, each.mean(), *interval(each)))
+        ends = np.clip(interval(each), 0, 100 if value == "accuracy" else None)  # no accuracy, time or memory lies beyond
+        points.append((places[n] * apart, each.mean(), *ends))
     x, mean, low, high = np.array(sorted(points)).T
     axes.errorbar(x, mean, yerr=np.nan_to_num([mean - low, high - mean]), capsize=3, markersize=6.5, **style)
 
@@ -193,11 +194,14 @@ def accuracy_against_shots(trials: pd.DataFrame) -> list[Drawn]:
             for i, (key, line) in enumerate(panel.groupby(["method", "variant"], sort=False)):
                 error_line(axes, line, places, 2 ** (0.07 * (i - len(looks) / 2)), label=line_name(*key), **looks[key])
             axes.axhline(100 * panel["constant"].iloc[0], label="constant prediction", **YARDSTICK)
+            if panel["untrained"].notna().any():
+                axes.axhline(100 * panel["untrained"].mean(), label="untrained model", **{**YARDSTICK, "linestyle": (0, (8, 4))})
             axes.set(ylabel="accuracy, %", title=f"{DOMAINS[domain]} ({plain(name)}), {panel['n'].iloc[0]:,} rows")
         figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds", fontsize="medium")
         legend_below(figure, grid)
         names = ", ".join(line_name(*key) for key in looks)
         alt = (f"Accuracy against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; {counted(part)}, "
-               "bars are 95 % intervals over seeds, the dotted line is constant prediction. The numbers are in the result table.")
+               "bars are 95 % intervals over seeds, the dotted line is constant prediction, a long-dashed grey one the untrained model. "
+               "The numbers are in the result table.")
         found.append(Drawn(figure, file_name("shots", task, model), alt))
     return found

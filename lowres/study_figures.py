@@ -54,7 +54,7 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
     for (model, task), part in table.groupby(["model", "task"], sort=False) if len(table) else ():
         part = part[part["shots"] == most_shots(part)]
         sets, looks = list(part.groupby(["domain", "set"], sort=False)), styles(part)
-        figure, grid = panels(len(sets), width=5.6, height=4.6)
+        figure, grid = panels(len(sets), width=5.6, height=4.2 + 0.19 * len(looks))
         for axes, ((domain, name), panel) in zip(grid, sets):
             axes.plot([50, 100], [50, 100], **YARDSTICK)
             for key, line in panel.groupby(["method", "variant"], sort=False):
@@ -63,7 +63,7 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
                 axes.plot(100 * line["confidence"], 100 * line["right"], **looks[key], label=label)
             axes.set(xlabel="confidence, %", ylabel="of these right, %", xlim=(min(48, 100 * part["confidence"].min() - 2), 101), ylim=(0, 101),
                      title=f"{DOMAINS[domain]} ({plain(name)})")
-            axes.legend(fontsize="x-small", loc="best")
+            axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.18))  # its errors are the panel's own
         trials = sorted(part["trials"].unique())
         count = f"{trials[0]} trials a line" if len(trials) == 1 else f"{trials[0]} to {trials[-1]} trials a line"
         figure.suptitle(f"{plain(task)}, {plain(model)}: calibration at {shots_text(part)}; {count};\n"

@@ -33,6 +33,19 @@ def test_all_are_drawn_and_say_what_they_show(found, tmp_path):
         assert dotted, f"{one.name} has no yardstick"
 
 
+def test_accuracies_stand_beside_the_untrained_model_and_no_bar_leaves_what_an_accuracy_can_be(tmp_path):
+    trials = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2))).trials
+    trials["accuracy"] = trials["seed"].map({0: 0.2, 1: 0.9})  # Student's t: -4 to 5
+    for axes in figures.accuracy_against_shots(trials)[0].figure.axes:
+        lines = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
+        constant = lines["constant prediction"]
+        assert lines["untrained model"] == pytest.approx(constant - 5)
+        bars = np.concatenate([np.concatenate(bars.get_segments())[:, 1] for bars in axes.collections])
+        assert (bars.min(), bars.max()) == pytest.approx((0, 100))
+    unknown = figures.accuracy_against_shots(trials.assign(untrained=np.nan))[0].figure.axes[0]
+    assert "untrained model" not in [line.get_label() for line in unknown.get_lines()]
+
+
 def test_nothing_is_drawn_of_nothing():
     empty = collection.Collected("empty")
     assert drawn(empty) == []
