@@ -108,7 +108,9 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     if not table.shape[1]:
         return f"nothing in this study fits the budget.{outside}"
     order = table.mean().sort_values(ascending=False, kind="stable").index
-    pick, constant, untrained = order[0], _yardstick(trials, budget, "constant"), _yardstick(trials, budget, "untrained")
+    pick = order[0]
+    own = trials[[label(key) == pick for key in trials[RUN].itertuples(index=False, name=None)]]  # a yardstick may be its model's
+    constant, untrained = (_yardstick(own, budget, name) for name in ("constant", "untrained"))
     low, high = interval(table[pick])
     ends = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
     how = f"{table[pick].mean():.1f} %{ends} over {len(table)} seeds; constant prediction {constant:.1f} %"

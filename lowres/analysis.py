@@ -8,7 +8,7 @@ import pandas as pd
 from lowres import records
 
 RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
-UNTRAINED = ["untrained", "untrained_mcc"]  # accuracy and MCC of the backbone as it comes, with the label words and no example
+UNTRAINED = ["untrained", "untrained_mcc"]  # accuracy and MCC of the backbone as it comes: label words, pattern, no example
 
 
 def interval(values, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def verdict(row: pd.Series) -> str:
     """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
 
     Shots are balanced and sets may not be: there answers can tell the labels apart (MCC above 0) and be right less often than a constant.
-    What neither accuracy nor MCC shows to be above the untrained model, where that was measured, the model knew before.
+    What neither accuracy nor MCC shows to be above both yardsticks, where the untrained model was measured, is to be had without training.
     """
     if np.isnan(row["low"]):
         return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
@@ -59,8 +59,8 @@ def verdict(row: pd.Series) -> str:
     reading = "above constant" if above else "below constant" if row["high"] < row["constant"] else "not told from constant"
     reading += ", MCC above 0" if tells and not above else ""
     before, before_mcc = (row.get(name, np.nan) for name in UNTRAINED)
-    known_before = row["low"] <= before and row["mcc low"] <= before_mcc
-    return reading + (", not above untrained" if (above or tells) and known_before else "")
+    learnt = row["low"] > np.fmax(row["constant"], before) or row["mcc low"] > np.fmax(0, before_mcc)
+    return reading + (", not above untrained" if (above or tells) and not learnt else "")
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:

@@ -106,7 +106,7 @@ class Line:
     """One run on one evaluation set: its settings, and by seed what was measured."""
 
     settings: dict[str, object]  # method, variant, model, task, shots, domain, set, folder, and the study's settings
-    by_seed: dict[int, dict[str, object]]  # accuracy and constant (shares), mcc, train_seconds, memory (GB), outcome
+    by_seed: dict[int, dict[str, object]]  # accuracy (share), mcc, how far both are above their yardsticks, train_seconds, memory (GB), outcome
 
     def __getitem__(self, key: str) -> object:
         return self.settings[key]
@@ -132,7 +132,7 @@ class Paired:
 
 
 KEYS = ["method", "variant", "model", "task", "shots", "domain", "set", "folder", "fidelity", "adapt", "head", "inputs", "peft_type"]
-MEASURED = ["accuracy", "constant", "mcc", *UNTRAINED, "train_seconds", "memory", "outcome"]
+MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", "outcome"]
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
@@ -142,6 +142,8 @@ def relevant(trials: pd.DataFrame) -> list[Line]:
     real = trials[~trials["embedded"]]
     table = real if len(real) else trials
     table = table[table["main"] & ~table["ablation"]]
+    accuracy, mcc = (table[name] for name in UNTRAINED)
+    table = table.assign(above=table["accuracy"] - np.fmax(table["constant"], accuracy), mcc_above=table["mcc"] - np.fmax(0, mcc))
     if (table["fidelity"] == "as_described").any():
         table = table[table["fidelity"] != "as_coded"]
     lines = []
@@ -189,11 +191,8 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
 
 def _beside(pair: Paired) -> None:
     """What tells how much a difference of accuracies is worth: MCC, and whether a side has more than a constant and the untrained model."""
-    mcc = [_mean(pair, side, "mcc") for side in (0, 1)]
-    before, before_mcc = ([_mean(pair, side, name) for side in (0, 1)] for name in UNTRAINED)  # NaN where it was not measured
-    above = [_mean(pair, side, pair.contrast.measure) - np.fmax(_mean(pair, side, "constant"), before[side]) for side in (0, 1)]
-    telling = [mcc[side] - np.fmax(0, before_mcc[side]) for side in (0, 1)]
-    pair.mcc, pair.learnt = mcc[0] - mcc[1], any(interval(values)[0] > 0 for values in (*telling, *above))
+    pair.mcc = _mean(pair, 0, "mcc") - _mean(pair, 1, "mcc")
+    pair.learnt = any(interval(_mean(pair, side, name))[0] > 0 for side in (0, 1) for name in ("above", "mcc_above"))
     same = [{line.by_seed[seed]["outcome"] for line in one} == {line.by_seed[seed]["outcome"] for line in other}
             for one, other in pair.cells.values() for seed in pair.seeds]
     pair.identical = float(np.mean(same))
@@ -224,6 +223,6 @@ def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:
     """(seeds,): mean over the side's runs and sets; accuracy and constant in percent, cost as 100 times its natural logarithm, MCC as it is."""
     column = "accuracy" if measure in ACCURACY else measure
     values = np.array([[line.by_seed[seed][column] for seed in seeds] for line in side], float)
-    if measure in ("mcc", "untrained_mcc"):
+    if measure in ("mcc", "above", "mcc_above"):
         return values.mean(axis=0)
-    return 100 * (values if measure in (*ACCURACY, "constant", "untrained") else np.log(values.clip(min=1e-3))).mean(axis=0)
+    return 100 * (values if measure in ACCURACY else np.log(values.clip(min=1e-3))).mean(axis=0)

@@ -129,10 +129,13 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
 
 
 def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tuple[float, float]]:
-    """By model, task, set and its rows: accuracy and MCC without any example, as the study's first run of in-context learning has them."""
+    """By model, task, set and its rows: accuracy and MCC without any example, as the study's first run of in-context learning has them.
+
+    Its pattern and label words are that run's; calibrated answers are another thing.
+    """
     found: dict[tuple, tuple[float, float]] = {}
     for run, trials in runs:
-        for trial in trials[:1]:  # no seed changes it
+        for trial in trials[:1] if not getattr(run.parameters, "calibrate", False) else ():  # no seed changes it
             for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
                 found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
     return found

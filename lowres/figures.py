@@ -200,8 +200,9 @@ def accuracy_against_shots(trials: pd.DataFrame) -> list[Drawn]:
         figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds", fontsize="medium")
         legend_below(figure, grid)
         names = ", ".join(line_name(*key) for key in looks)
+        untrained = ", a long-dashed grey one the untrained model" if part["untrained"].notna().any() else ""
         alt = (f"Accuracy against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; {counted(part)}, "
-               "bars are 95 % intervals over seeds, the dotted line is constant prediction, a long-dashed grey one the untrained model. "
+               f"bars are 95 % intervals over seeds, the dotted line is constant prediction{untrained}. "
                "The numbers are in the result table.")
         found.append(Drawn(figure, file_name("shots", task, model), alt))
     return found

@@ -86,8 +86,7 @@ def _remarks(one: Judged, margin: float) -> list[str]:
     blind = [pair for pair in compared if not pair.learnt]
     if blind:
         remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side is shown to have learnt anything (above the "
-                       "constant answer and the untrained model, or with an MCC above 0 and that model's), so they compare which label is "
-                       "given when nothing is known")
+                       "yardsticks, by accuracy or MCC), so they compare which label is given when nothing is known")
     if one.verdict == UNDECIDED and not one.missing:
         needed, had = seeds_to_decide(one, margin), len(one.seeds)
         if had < SEEDS_FOR_A_VERDICT:

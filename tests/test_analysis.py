@@ -165,6 +165,8 @@ def test_what_the_untrained_model_gives_already_is_not_called_learnt():
     assert reading(untrained=0.59, untrained_mcc=0.20) == reading(untrained=0.60, untrained_mcc=0.19) == "above constant", "one of them is above"
     assert reading(untrained=0.60, untrained_mcc=0.20, constant=0.7) == "below constant, MCC above 0, not above untrained"
     assert reading(untrained=0.60, untrained_mcc=0.20, constant=0.7, mcc=[-0.1, 0.0, 0.1]) == "below constant", "nothing that could be taken back"
+    assert reading(untrained=0.50, untrained_mcc=0.20, constant=0.7) == "below constant, MCC above 0, not above untrained", "it only leans otherwise"
+    assert reading(untrained=0.90, untrained_mcc=0.9, mcc=0.22) == "above constant, not above untrained", "equal MCCs have no interval"
     assert reading(untrained=np.nan, untrained_mcc=np.nan) == reading() == "above constant", "not measured"
 
 
@@ -188,6 +190,22 @@ def test_the_untrained_model_stands_beside_every_method_and_advice_asks_for_more
     without = collection.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
     assert without.trials["untrained"].isna().all() and "**pbft" in advise(without.trials, Budget())
     assert "untrained, % (MCC)" not in tables.readable_results(tables.result_table(without.trials))
+
+
+def test_each_model_is_held_against_itself_and_calibrated_answers_are_no_untrained_models(tmp_path):
+    methods = [{"method": "in_context", "set": {"calibrate": True}}, METHODS[1], METHODS[-1]]
+    path, outputs = filled(tmp_path, shots=(2,), methods=methods, models=("a/small", "a/large"), seeds=range(6))
+    for record in Path(outputs).glob("*/in_context/*/cola/*/record.json"):
+        content = json.loads(record.read_text())
+        untrained = 0.99 if "calibrate" in record.parent.name else 0.9 if "large" in str(record) else 0.6
+        for trial in content["trials"]:
+            for scores in trial["also"]["zero-shot"]["sets"].values():
+                scores.update(accuracy=untrained)
+        record.write_text(json.dumps(content))
+    trials = collection.collect(path, outputs).trials
+    assert set(zip(trials["model"], trials["untrained"])) == {("a/small", 0.6), ("a/large", 0.9)}
+    ahead = trials.assign(accuracy=trials["accuracy"] + 0.02 * (trials["model"] == "a/large"))
+    assert "pbft, a/large" in advise(ahead, Budget()) and "untrained model, which is right on 90.0 %" in advise(ahead, Budget())
 
 
 def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_a_cost(tmp_path):

@@ -193,6 +193,20 @@ def test_a_verdict_says_where_neither_side_has_learnt_anything(tmp_path):
     assert "neither side" not in remarks(above, 1)
 
 
+def test_a_yardstick_is_each_tasks_own_and_not_the_means(tmp_path):
+    # A constant answer on CoLA, the untrained model's on MNLI: nothing learnt, though the mean is above either yardstick's mean.
+    path = make_study(tmp_path, tasks=("cola", "mnli"), shots=(16,), methods=METHODS[:2])
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), predictions=False)
+    trials = collect(path, str(tmp_path / "outputs")).trials
+    cola, small = trials["task"] == "cola", np.random.default_rng(0).normal(0, 0.001, len(trials))
+    trials = trials.assign(mcc=small, untrained=np.where(cola, 0.4, trials["constant"] + 0.1), untrained_mcc=0.0)
+    trials["accuracy"] = np.fmax(trials["constant"], trials["untrained"]) + small
+    pairs = [pair for one in verdicts.judge(trials, 2.0) for pair in one.pairs if pair.contrast.name == "vanilla − PBFT, out of domain"]
+    assert len(pairs[0].cells) == 2 and not pairs[0].learnt
+    more = verdicts.judge(trials.assign(accuracy=trials["accuracy"] + 0.01), 2.0)
+    assert more[0].pairs[1].learnt
+
+
 def test_pairs_of_one_and_the_same_trial_are_told(tmp_path):
     path = make_study(tmp_path, shots=(16,), methods=[METHODS[1], {"method": "adaptive", "vary": {"adapt": ["pattern"]}}])
     fill(read_study(path, outputs=str(tmp_path / "outputs")), predictions=False)
