@@ -220,7 +220,7 @@ def _without_copies(cells: dict[tuple, tuple[list[Line], list[Line]]], seeds: li
 
 
 def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:
-    """(seeds,): mean over the side's runs and sets; accuracy and constant in percent, cost as 100 times its natural logarithm, MCC as it is."""
+    """(seeds,): mean over the side's runs and sets; accuracy in percent, cost as 100 times its natural logarithm, the rest as it is."""
     column = "accuracy" if measure in ACCURACY else measure
     values = np.array([[line.by_seed[seed][column] for seed in seeds] for line in side], float)
     if measure in ("mcc", "above", "mcc_above"):
