@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean
+from statistics import linear_regression, mean
 from typing import Any
 
 from lowres import records, scratch
@@ -193,10 +193,14 @@ def _sha256(path: str) -> str:
 
 
 class TimeLeft:
-    """What trials took so far, and from that what the others will take: by what is most alike among those measured."""
+    """What trials took so far, and from that what the others will take: by what is most alike among those measured.
+
+    A number of shots that was not measured is taken from a line through the same runs at other numbers of shots: 64 take longer than 2.
+    """
 
     def __init__(self, statuses: list[Status]):
         self.measured: dict[tuple, list[float]] = {}
+        self.shots: dict[tuple, list[tuple[int, float]]] = {}  # the same but for the shots: (shots, seconds) of every trial
         for status in statuses:
             for seconds in status.seconds:
                 self.add(status.run, seconds)
@@ -204,16 +208,28 @@ class TimeLeft:
     def add(self, run: Run, seconds: float) -> None:
         for key in self._keys(run):
             self.measured.setdefault(key, []).append(seconds)
+        self.shots.setdefault(self._but_for_shots(run), []).append((run.parameters.shots, seconds))
 
     def of(self, remaining: dict[Run, int], workers: int) -> float | None:
         """Seconds for so many trials of each run; None before anything was measured."""
         total = 0.0
         for run, trials in remaining.items():
-            alike = next((self.measured[key] for key in self._keys(run) if key in self.measured), None)
-            if alike is None and trials:
+            each = self._each(run) if trials else 0.0
+            if each is None:
                 return None
-            total += trials * mean(alike) if trials else 0
+            total += trials * each
         return total / max(1, min(workers, sum(1 for trials in remaining.values() if trials)))
+
+    def _each(self, run: Run) -> float | None:
+        measured = self.shots.get(self._but_for_shots(run), [])
+        if run.parameters.shots not in (numbers := {shots for shots, _ in measured}) and len(numbers) > 1:
+            slope, at_none = linear_regression(*zip(*measured, strict=True))
+            return max(at_none + slope * run.parameters.shots, min(seconds for _, seconds in measured))
+        return next((mean(self.measured[key]) for key in self._keys(run) if key in self.measured), None)
+
+    @staticmethod
+    def _but_for_shots(run: Run) -> tuple:
+        return (run.method, run.variant, run.parameters.model, run.parameters.task)
 
     @staticmethod
     def _keys(run: Run) -> list[tuple]:

@@ -198,10 +198,29 @@ def test_the_time_left_comes_from_what_was_measured(tmp_path):
     time_left = TimeLeft(statuses)
     time_left.add(study.runs[0], 10.0)
     time_left.add(study.runs[1], 30.0)
-    assert time_left.of({study.runs[0]: 2, study.runs[2]: 1}, 2) == (2 * 10 + 20) / 2
+    assert time_left.of({study.runs[0]: 2, study.runs[1]: 1}, 2) == (2 * 10 + 30) / 2
     finish(study.runs[0])
     answer = json.loads(as_json(study, classified(study), 2))
     assert answer["counts"] == {"done": 1, "missing": 2} and answer["finished"] == 1 and len(answer["runs"]) == 3
+
+
+def test_the_time_left_grows_with_the_shots_as_the_same_runs_did(tmp_path):
+    study = write_study(tmp_path, shots=[2, 4, 8], methods=["vanilla", "pbft"])
+    vanilla, pbft = (dict(zip((2, 4, 8), study.runs[start:], strict=False)) for start in (0, 3))
+    time_left = TimeLeft([])
+    time_left.add(vanilla[2], 10.0)
+    assert time_left.of({vanilla[8]: 1}, 1) == 10, "one number of shots makes no line"
+    time_left.add(vanilla[4], 30.0)
+    assert time_left.of({vanilla[8]: 3}, 1) == pytest.approx(3 * 70)
+    assert time_left.of({pbft[8]: 1}, 1) == 20, "another method's trials: their mean"
+    for _ in range(2):
+        time_left.add(pbft[4], 20.0)
+        time_left.add(pbft[8], 4.0)
+    assert time_left.of({pbft[2]: 1}, 1) == pytest.approx(28)
+    falling = TimeLeft([])
+    falling.add(vanilla[2], 20.0)
+    falling.add(vanilla[4], 10.0)
+    assert falling.of({vanilla[8]: 1}, 1) == 10, "never less than the shortest that was measured"
 
 
 @pytest.fixture
