@@ -1,0 +1,79 @@
+"""The README's results are the committed trials': every cell is computed again from the files of the runs that its row's command names."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from numpy import mean
+from scipy import stats
+
+from lowres.study import narrowed, read_study
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+NUMBERED = re.compile(r"\| \d+ \|")
+
+
+def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
+    """Of the tables whose last column is `--only …`: by row, its cells as (heading, text), and all that `--only` is given."""
+    found, headings, only = [], [], ""
+    for line in README.partition(f"lowres run {study} ")[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if match := re.match(r"`--only (.*)`", cells[-1]):
+            headings, only = cells, match[1]
+        elif NUMBERED.match(line) and only:
+            found.append((list(zip(headings, cells, strict=True)), only + cells[-1].strip("`")))
+    return found
+
+
+def trials(runs) -> list[dict]:
+    return [json.loads(file.read_text()) for run in runs for file in sorted((run.folder / "trials").glob("seed-*.json"))]
+
+
+def of_domain(sets: dict, domain: str) -> dict:
+    [found] = [one for one in sets.values() if one["domain"] == domain]
+    return found
+
+
+def untrained(study, task: str, domain: str) -> tuple[float, float]:
+    """Accuracy and MCC of the model with the label words and no example; it is the same at every number of shots and for every seed."""
+    found = {json.dumps(of_domain(one["also"]["zero-shot"]["sets"], domain), sort_keys=True)
+             for one in trials(narrowed(study, f"method=in_context,task={task}").runs)}
+    [one] = map(json.loads, found)
+    return one["accuracy"], one["mcc"]
+
+
+def half_interval(values: list[float]) -> float:
+    return stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(set(values)) > 1 else 0.0
+
+
+def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
+    """A cell by the README's own words: bold above the constant and, in accuracy or MCC, above the untrained model; † MCC above 0 and it."""
+    accuracy, mcc = ([one[name] for one in of_cell] for name in ("accuracy", "mcc"))
+    half, constant = half_interval(accuracy), of_cell[0]["constant"]
+    low, mcc_low = mean(accuracy) - half, mean(mcc) - half_interval(mcc)
+    text = f"{100 * mean(accuracy):.1f}" + (f" ± {100 * half:.1f}" if half else "")
+    if half and low > constant and (low > before[0] or mcc_low > max(0, before[1])):
+        text = f"**{text}**"
+    return f"{text} ({mean(mcc):.3f}{'†' if half and mcc_low > max(0, before[1]) else ''})".replace("(0.", "(.").replace("(-0.", "(−.")
+
+
+@pytest.mark.parametrize("study", ["real_cpu"])
+def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(study):
+    planned, tables = read_study(study), rows(study)
+    assert tables
+    for cells, only in tables:
+        task, runs = re.search(r"task=(\w+)", only)[1], narrowed(planned, only).runs
+        for heading, text in cells[2:]:
+            if place := re.fullmatch(r"(in|out), (\d+) shots", heading):
+                these = trials(run for run in runs if run.parameters.shots == int(place[2]))
+                now = printed([of_domain(one["sets"], place[1]) for one in these], untrained(planned, task, place[1])) if these else "–"
+                assert text == now, f"{only}, {heading}"
+
+
+@pytest.mark.parametrize("study", ["real_cpu"])
+def test_the_rows_of_the_readmes_results_are_the_whole_study_once(study):
+    planned = read_study(study)
+    named = Counter(run.name for _, only in rows(study) for run in narrowed(planned, only).runs if trials([run]))
+    assert named == Counter(run.name for run in planned.runs if trials([run]))
