@@ -63,7 +63,7 @@ def method_against_shots(trials: pd.DataFrame, method: str, published: bool = Fa
 
 
 def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
-    """Figure 5: LoRA by rank and, thick, averaged over ranks; a figure a model and task, in domain beside out of domain.
+    """Figure 5: LoRA by rank and, thick, averaged over ranks where all were run; a figure a model and task, in domain beside out of domain.
 
     Of several heads, the first that the study lists; the seeds are those that all ranks have, so that the mean is over the same draws.
     """
@@ -82,7 +82,10 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
             for i, (rank, shade) in enumerate(zip(ranks, shades)):
                 error_line(axes, panel[panel["rank"] == rank], places, 2 ** (0.07 * (i - len(ranks) / 2)), color=shade, marker="osD^v*X"[i % 7],
                            linestyle="--", linewidth=1.2, label=f"rank {rank}")
-            error_line(axes, panel, places, 2 ** (0.07 * (len(ranks) / 2)), color="black", marker="P", linewidth=2.6, label="mean over ranks")
+            of_all = panel[panel.groupby("shots")["rank"].transform("nunique") == len(ranks)]
+            if len(ranks) > 1 and len(of_all):
+                error_line(axes, of_all, places, 2 ** (0.07 * (len(ranks) / 2)), color="black", marker="P", linewidth=2.6,
+                           label="mean over ranks")
             _yardsticks(axes, panel)
             if published:
                 _lay_over(axes, series("lora", task, domain), places)

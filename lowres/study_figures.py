@@ -11,13 +11,19 @@ from lowres.figures import DOMAINS, YARDSTICK, Drawn, counted, error_line, file_
 from lowres.tables import most_shots
 
 FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
+FEW_ROWS = 20
 
 
 def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
-    """Accuracy in the parts of each set (HANS: heuristic and label; CoLA: source) at the most shots; a figure a model, task and set."""
+    """Accuracy in the parts of each set (HANS: heuristic and label; CoLA: source) at the most shots; a figure a model, task and set.
+
+    Parts of a few rows, where one row is more than 5 points, are left to the table, unless there is no other.
+    """
     found = []
     for (model, task, name), part in parts.groupby(["model", "task", "set"], sort=False) if len(parts) else ():
-        part = part[part["shots"] == most_shots(part)]
+        every = part[part["shots"] == most_shots(part)]
+        part = every if (every["rows"] < FEW_ROWS).all() else every[every["rows"] >= FEW_ROWS]
+        few = every["part"].nunique() - part["part"].nunique()
         looks, order = styles(part), list(part["part"].unique())
         figure, (axes,) = panels(1, width=8.4, height=1.5 + 0.12 * (len(looks) + 2) * len(order))
         for i, (key, line) in enumerate(part.groupby(["method", "variant"], sort=False)):
@@ -33,13 +39,13 @@ def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
         if not mixed.all():
             axes.axvline(100 * part["guessing"].iloc[0], label="guessing", **YARDSTICK)
         axes.set_yticks(range(len(order)), [plain(f"{p} ({n:,} rows)") for p, n in part.groupby("part", sort=False)["rows"].first().items()])
-        axes.set(xlabel="accuracy, %", xlim=(-2, 102))
+        axes.set(xlabel="accuracy, %", xlim=(-2, 102), ylim=(len(order) - 0.4, -0.6))  # the first part at the top
         figure.suptitle(f"{plain(task)}: {plain(name)} by part, {plain(model)}\n{shots_text(part)}; "
                         f"{counted(part)}, bars: 95 % over seeds", fontsize="medium")
-        axes.invert_yaxis()
         legend_below(figure, [axes])
         alt = (f"Accuracy by part of {name} ({task}, {model}), {shots_text(part)}: parts {', '.join(order)}; {counted(part)}. "
-               "One label's parts near 100 % and the other's near 0 % mean a constant answer.")
+               + (f"{few} more, of fewer than {FEW_ROWS} rows, are in the table alone. " if few else "")
+               + "One label's parts near 100 % and the other's near 0 % mean a constant answer.")
         found.append(Drawn(figure, file_name("parts", task, name, model), alt))
     return found
 

@@ -153,6 +153,26 @@ def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_
     assert highest < 69.3 + 10, "the classifier's are no part of it"
 
 
+def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path):
+    lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 64}, "vary": {"shots": [16]}}]
+    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
+    averaged = lambda drawn: [bar for axes in drawn.figure.axes for bar in axes.containers if bar.get_label() == "mean over ranks"]  # noqa: E731
+    bars = averaged(paper_figures.lora_by_rank(trials)[0])
+    assert bars and all(len(bar.lines[0].get_xdata()) == 1 for bar in bars), "16 shots have both ranks, 2 shots have one"
+    assert not averaged(paper_figures.lora_by_rank(trials[trials["shots"] == 2])[0]), "one rank is no mean over ranks"
+
+
+def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
+    parts = tables.parts(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("cola",))))
+    names = list(parts["part"].unique())
+    for few, drawn_parts in ((names[:1], names[1:]), (names, names)):  # where all are small, all are drawn
+        table = parts.assign(rows=parts["part"].map(lambda name, few=few: 19 if name in few else 20))
+        drawn = study_figures.parts_figures(table)[0]
+        assert [label.get_text().split(" (")[0] for label in drawn.figure.axes[0].get_yticklabels()] == drawn_parts
+        assert ("in the table alone" in drawn.alt) == (few != names)
+        assert all(name in tables.parts_table(table).to_html() for name in names)
+
+
 def test_captions_speak_of_published_marks_only_where_there_are_any(found):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
     assert "hollow grey" in by_name["paper-vanilla"]
