@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context")
 COLOURS = dict(zip(METHODS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")))  # seaborn's palette "colorblind"
 MARKERS = dict(zip(METHODS, "osD^vP"))  # readable in grey, too
+FILLED = ("full", "none", "left", "bottom", "right", "top")
 DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
@@ -121,13 +122,13 @@ def line_name(method: str, variant: str) -> str:
 
 
 def styles(lines: pd.DataFrame) -> dict[tuple[str, str], dict]:
-    """By method and variant: the method's colour and marker; its variants differ in dashes and in whether markers are filled."""
+    """By method and variant: the method's colour and marker; its variants differ in dashes and in which part of a marker is filled."""
     found: dict[tuple[str, str], dict] = {}
     for method, variant in lines[["method", "variant"]].drop_duplicates().itertuples(index=False):
         nth = sum(other == method for other, _ in found)
         colour = COLOURS.get(method, "0.2")
         found[method, variant] = {"color": colour, "marker": MARKERS.get(method, "o"), "linestyle": DASHES[nth % len(DASHES)],
-                                  "markerfacecolor": colour if nth % 2 == 0 else "white"}
+                                  "fillstyle": FILLED[nth % len(FILLED)], "markerfacecoloralt": "white"}
     return found
 
 

@@ -57,6 +57,12 @@ def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
     assert len(set(figures.MARKERS.values())) == len(figures.METHODS) == len(set(figures.COLOURS.values()))
 
 
+def test_four_variants_of_a_method_are_told_apart_without_their_lines(tmp_path):
+    lora = [{"method": "lora", "vary": {"rank": [1, 8, 64, 128]}}]
+    looks = figures.styles(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    assert len(looks) == 4 == len({look["fillstyle"] for look in looks.values()})
+
+
 def test_no_first_trial_waits_for_what_only_drawing_needs():
     """Every method notebook imports the figures with all else, long before it draws."""
     imported = "import sys, lowres.figures; print(*sys.modules)"
