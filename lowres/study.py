@@ -107,12 +107,20 @@ def narrowed(study: Study, only: str) -> Study:
 
     def fits(run: Run) -> bool:
         values = {"method": run.method, "variant": run.variant, **run.parameters.model_dump()}
-        return all(key in values and {_short(values[key]), str(values[key])} & choices for key, choices in wanted.items())
+        return all(key in values and any(_means(choice, values[key]) for choice in choices) for key, choices in wanted.items())
 
     runs = tuple(filter(fits, study.runs)) if wanted else study.runs
     if not runs:
         raise BadInput(f"--only: no run of {study.name} has {only}")
     return replace(study, runs=runs)
+
+
+def _means(text: str, value: Any) -> bool:
+    """Whether what was typed is this value: as a folder's name writes it, as Python does, or as any number is written (1e-5, 0.00001)."""
+    try:
+        return text in (_short(value), str(value)) or (isinstance(value, float) and float(text) == value)
+    except ValueError:
+        return False
 
 
 def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, outputs: Path) -> list[Run]:

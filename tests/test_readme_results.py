@@ -12,17 +12,17 @@ from scipy import stats
 from lowres.study import narrowed, read_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-NUMBERED = re.compile(r"\| \d+ \|")
+STUDIES = ["real_cpu"]
 
 
 def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
-    """Of the tables whose last column is `--only …`: by row, its cells as (heading, text), and all that `--only` is given."""
+    """Of the tables whose last column is `--only …`: by row with a command, its cells as (heading, text), and all that `--only` is given."""
     found, headings, only = [], [], ""
-    for line in README.partition(f"lowres run {study} ")[2].splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in next((part for part in README.split("lowres run ") if part.startswith(f"{study} ")), "").splitlines():
+        cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split(" | ")]
         if match := re.match(r"`--only (.*)`", cells[-1]):
             headings, only = cells, match[1]
-        elif NUMBERED.match(line) and only:
+        elif only and cells[-1].startswith("`method="):
             found.append((list(zip(headings, cells, strict=True)), only + cells[-1].strip("`")))
     return found
 
@@ -59,20 +59,20 @@ def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
     return f"{text} ({mean(mcc):.3f}{'†' if half and mcc_low > max(0, before[1]) else ''})".replace("(0.", "(.").replace("(-0.", "(−.")
 
 
-@pytest.mark.parametrize("study", ["real_cpu"])
+@pytest.mark.parametrize("study", STUDIES)
 def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(study):
     planned, tables = read_study(study), rows(study)
     assert tables
     for cells, only in tables:
         task, runs = re.search(r"task=(\w+)", only)[1], narrowed(planned, only).runs
-        for heading, text in cells[2:]:
+        for heading, text in cells[2:] if cells[0][1] else ():  # a yardstick has no number
             if place := re.fullmatch(r"(in|out), (\d+) shots", heading):
                 these = trials(run for run in runs if run.parameters.shots == int(place[2]))
                 now = printed([of_domain(one["sets"], place[1]) for one in these], untrained(planned, task, place[1])) if these else "–"
                 assert text == now, f"{only}, {heading}"
 
 
-@pytest.mark.parametrize("study", ["real_cpu"])
+@pytest.mark.parametrize("study", STUDIES)
 def test_the_rows_of_the_readmes_results_are_the_whole_study_once(study):
     planned = read_study(study)
     named = Counter(run.name for _, only in rows(study) for run in narrowed(planned, only).runs if trials([run]))
