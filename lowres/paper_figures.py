@@ -75,6 +75,7 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
         figure, grid = panels(len(domains))
         ranks = sorted(part["rank"].unique())
         part = part[part["seed"].isin(set.intersection(*(set(line["seed"]) for _, line in part.groupby("rank"))))]
+        everywhere = {shots for shots, line in part.groupby("shots") if line["rank"].nunique() == len(ranks) > 1}
         shades = sns.dark_palette(COLOURS["lora"], len(ranks) + 2, reverse=True)[: len(ranks)]
         for axes, domain in zip(grid, domains):
             panel = part[part["domain"] == domain]
@@ -82,17 +83,17 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
             for i, (rank, shade) in enumerate(zip(ranks, shades)):
                 error_line(axes, panel[panel["rank"] == rank], places, 2 ** (0.07 * (i - len(ranks) / 2)), color=shade, marker="osD^v*X"[i % 7],
                            linestyle="--", linewidth=1.2, label=f"rank {rank}")
-            of_all = panel[panel.groupby("shots")["rank"].transform("nunique") == len(ranks)]
-            if len(ranks) > 1 and len(of_all):
-                error_line(axes, of_all, places, 2 ** (0.07 * (len(ranks) / 2)), color="black", marker="P", linewidth=2.6,
-                           label="mean over ranks")
+            if everywhere:
+                error_line(axes, panel[panel["shots"].isin(everywhere)], places, 2 ** (0.07 * (len(ranks) / 2)), color="black", marker="P",
+                           linewidth=2.6, label="mean over ranks")
             _yardsticks(axes, panel)
             if published:
                 _lay_over(axes, series("lora", task, domain), places)
             axes.set(ylabel="accuracy, %", title=DOMAINS[domain])
         figure.suptitle(f"Figure 5 anew: LoRA on {plain(task)}, {plain(model)}; {counted(part)}, bars: 95 % over seeds", fontsize="medium")
         legend_below(figure, grid)
-        alt = (f"LoRA on {task} with {model} by rank ({', '.join(map(str, ranks))}) and averaged over ranks, against shots; {counted(part)}, "
+        averaged = " and averaged over ranks" if everywhere else ""
+        alt = (f"LoRA on {task} with {model} by rank ({', '.join(map(str, ranks))}){averaged}, against shots; {counted(part)}, "
                f"dotted is constant prediction" + (f"; {LAID_OVER}." if published else "."))
         found.append(Drawn(figure, file_name("paper-lora-rank", task, model), alt))
     return found
