@@ -12,14 +12,14 @@ from scipy import stats
 from lowres.study import narrowed, read_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-STUDIES = ["real_cpu"]
+STUDIES = ["real_cpu", "real_cpu_as_coded"]
 
 
 def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
     """Of the tables whose last column is `--only …`: by row with a command, its cells as (heading, text), and all that `--only` is given."""
     found, headings, only = [], [], ""
     for line in next((part for part in README.split("lowres run ") if part.startswith(f"{study} ")), "").splitlines():
-        cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split(" | ")]
+        cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
         if match := re.match(r"`--only (.*)`", cells[-1]):
             headings, only = cells, match[1]
         elif only and cells[-1].startswith("`method="):
