@@ -49,8 +49,10 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
         if not (run["count"] == count).any():
             out.append(f"{label((*key, run['shots'].iloc[-1]))}: no results at the {_number(count)} shots of the others")
     lines = lines[lines["count"] == count]
-    for key, run in lines[lines["ablation"]].groupby(RUN, sort=False):
-        out.append(f"{label(key)}: an ablation, with {run['seed'].nunique()} seeds")
+    ablations = [f"{method} ({variant}) with {run['seed'].nunique()} seeds"
+                 for (method, variant), run in lines[lines["ablation"]].groupby(["method", "variant"], sort=False)]
+    if ablations:
+        out.append(f"ablations: {', '.join(ablations)}")
     lines = lines[~lines["ablation"]]
     scores, first = {}, {}
     for key, run in lines.groupby(RUN, sort=False):

@@ -133,7 +133,7 @@ class Site:
             return f"{text}\n\nThere is no analysis notebook yet, so there are no figures: `lowres analyse {self.study.name}` makes both."
         made_of = self.analysis.metadata.get("lowres", {}).get("analysed")
         if made_of and made_of != analysis_mark(self.study, located(NOTEBOOKS) / "analysis.ipynb"):
-            text += ("\n\nThe figures and the analysis notebook were made of other records than the tables here: "
+            text += ("\n\nThe figures and the analysis notebook were made of other records, or by other code, than the tables here: "
                      f"`lowres analyse {self.study.name}` brings them up to date.")
         return text
 

@@ -233,7 +233,7 @@ def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):
     trials = collection.collect(path, str(tmp_path / "outputs")).trials
     table, out = candidates(trials, Budget())
     assert all(name.endswith("2-shot") for name in table) and len(table) == 8 and len(table.columns) == 3
-    assert "lora (rank=1), facebook/opt-125m, 2-shot: an ablation, with 2 seeds" in out and "1 of 9 seeds" in out[-1]
+    assert "ablations: lora (rank=1) with 2 seeds" in out and "1 of 9 seeds" in out[-1]
     assert "**lora, facebook/opt-125m, 2-shot**" in advise(trials, Budget())
 
 
