@@ -21,6 +21,7 @@ from lowres.published import difference
 from lowres.tasks import read_task
 from lowres.verdicts import COMPARABLE, UNDECIDED, Judged, seeds_to_decide
 
+SENTENCE = 30  # characters from which a cell may take more than one line
 NOTHING = "No run of this study has results yet."
 
 
@@ -36,8 +37,10 @@ def result_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_results(table: pd.DataFrame) -> Styler | Markdown:
-    """The result table as a notebook shows it."""
-    return static(readable_results(table)) if len(table) else Markdown(NOTHING)
+    """The result table as a notebook shows it; one model is named above it."""
+    if not len(table):
+        return Markdown(NOTHING)
+    return static(readable_results(table).drop(columns=["model"] if table["model"].nunique() == 1 else []))
 
 
 def readable_results(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,9 +51,14 @@ def readable_results(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def static(table: pd.DataFrame) -> Styler:
-    """A table that any viewer shows; whatever a name or a label contains is text."""
+    """A table that any viewer shows; whatever a name or a label contains is text. Sentences wrap; numbers, intervals and names do not. Empty columns are left out."""
+    table = table.loc[:, [(table.iloc[:, i].astype(str) != "").any() for i in range(table.shape[1])]]
     headed = Styler(table.rename(columns=lambda name: safe(name)), cell_ids=False)  # a name for each cell is two thirds of a table's bytes
-    return headed.hide(axis="index").format(escape="html", na_rep="").set_table_styles([{"selector": "th, td", "props": "text-align: left"}])
+    styles = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}, {"selector": "td", "props": "white-space: nowrap"}]
+    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]
+    if sentences := [f"td.col{i}" for i, length in enumerate(longest) if length > SENTENCE]:
+        styles.append({"selector": ", ".join(sentences), "props": "white-space: normal; min-width: 16em"})
+    return headed.hide(axis="index").format(escape="html", na_rep="").set_table_styles(styles)
 
 
 def save(table: pd.DataFrame, folder: Path, name: str) -> str:
