@@ -51,7 +51,10 @@ def readable_results(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def static(table: pd.DataFrame) -> Styler:
-    """A table that any viewer shows; whatever a name or a label contains is text. Sentences wrap; numbers, intervals and names do not. Empty columns are left out."""
+    """A table that any viewer shows; whatever a name or a label contains is text.
+
+    Sentences wrap; numbers, intervals and names do not. Empty columns are left out.
+    """
     table = table.loc[:, [(table.iloc[:, i].astype(str) != "").any() for i in range(table.shape[1])]]
     headed = Styler(table.rename(columns=lambda name: safe(name)), cell_ids=False)  # a name for each cell is two thirds of a table's bytes
     styles = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}, {"selector": "td", "props": "white-space: nowrap"}]
