@@ -119,7 +119,7 @@ class Paired:
     contrast: Contrast
     d: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,)
     mcc: np.ndarray = field(default_factory=lambda: np.empty(0))  # (seeds,): the same differences of MCC, for accuracies
-    learnt: bool = True  # of accuracies: whether either side is shown to be above the yardsticks, by accuracy or MCC
+    learnt: bool = True  # of accuracies: whether either side's mean over the cells is above the yardsticks, by accuracy or MCC
     identical: float = 0.0  # of its pairs of trials, the share in which both sides are one trial, to the last digit
     seeds: list[int] = field(default_factory=list)
     cells: dict[tuple, tuple[list[Line], list[Line]]] = field(default_factory=dict)  # (task, model, shots[, head]) -> left and right

@@ -96,8 +96,8 @@ def _remarks(one: Judged, margin: float) -> list[str]:
     compared = [pair for pair in one.pairs if pair.contrast.measure in ACCURACY and len(pair.d)]
     blind = [pair for pair in compared if not pair.learnt]
     if blind:
-        remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side is shown to have learnt anything (above the "
-                       "yardsticks, by accuracy or MCC), so they compare which label is given when nothing is known")
+        remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side's mean over tasks and shots is shown to be above "
+                       "the yardsticks, by accuracy or MCC: they may say only which label is given when nothing is known")
     if one.verdict == UNDECIDED and not one.missing:
         needed, had = seeds_to_decide(one, margin), len(one.seeds)
         if had < SEEDS_FOR_A_VERDICT:

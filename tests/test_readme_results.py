@@ -1,5 +1,6 @@
 """The README's results are the committed trials': every cell is computed again from the files of the runs that its row's command names."""
 
+import csv
 import json
 import re
 from collections import Counter
@@ -77,3 +78,11 @@ def test_the_rows_of_the_readmes_results_are_the_whole_study_once(study):
     planned = read_study(study)
     named = Counter(run.name for _, only in rows(study) for run in narrowed(planned, only).runs if trials([run]))
     assert named == Counter(run.name for run in planned.runs if trials([run]))
+
+
+def test_the_readmes_verdicts_are_the_analysis_word_for_word():
+    with (read_study("real_cpu").folder / "claims.csv").open(newline="") as file:
+        claims = list(csv.DictReader(file))
+    assert [claim["claim"] for claim in claims] == list("1234567")
+    for claim in claims:
+        assert f"| {claim['claim']} | {claim['the paper says']} | **{claim['verdict']}** | {claim['remarks']} |" in README
