@@ -13,7 +13,7 @@ from scipy import stats
 from lowres.study import narrowed, read_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-STUDIES = ["real_cpu", "real_cpu_as_coded"]
+STUDIES = ["real_cpu", "real_cpu_as_coded", "learning_rate"]
 
 
 def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
