@@ -208,7 +208,8 @@ class TimeLeft:
     def add(self, run: Run, seconds: float) -> None:
         for key in self._keys(run):
             self.measured.setdefault(key, []).append(seconds)
-        self.shots.setdefault(self._but_for_shots(run), []).append((run.parameters.shots, seconds))
+        if isinstance(run.parameters.shots, int):  # 'all' has no place on a line
+            self.shots.setdefault(self._but_for_shots(run), []).append((run.parameters.shots, seconds))
 
     def of(self, remaining: dict[Run, int], workers: int) -> float | None:
         """Seconds for so many trials of each run; None before anything was measured."""
@@ -221,7 +222,7 @@ class TimeLeft:
         return total / max(1, min(workers, sum(1 for trials in remaining.values() if trials)))
 
     def _each(self, run: Run) -> float | None:
-        measured = self.shots.get(self._but_for_shots(run), [])
+        measured = self.shots.get(self._but_for_shots(run), []) if isinstance(run.parameters.shots, int) else []
         if run.parameters.shots not in (numbers := {shots for shots, _ in measured}) and len(numbers) > 1:
             slope, at_none = linear_regression(*zip(*measured, strict=True))
             return max(at_none + slope * run.parameters.shots, min(seconds for _, seconds in measured))

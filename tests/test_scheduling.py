@@ -19,7 +19,7 @@ from lowres.orders import Order, carry_out, chosen
 from lowres.running import Ended
 from lowres.scheduling import Outcome, run_study
 from lowres.status import TimeLeft, as_json, classified, remaining
-from lowres.study import narrowed
+from lowres.study import narrowed, read_study
 
 
 def run(study, notebooks, rerun=frozenset(), **more):
@@ -223,6 +223,21 @@ def test_the_time_left_grows_with_the_shots_as_the_same_runs_did(tmp_path):
     falling.add(vanilla[2], 20.0)
     falling.add(vanilla[4], 10.0)
     assert falling.of({vanilla[8]: 1}, 1) == 10, "never less than the shortest that was measured"
+
+
+def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_path):
+    path = tmp_path / "all.yaml"
+    path.write_text("description: d\nset: {fidelity: as_coded, epochs: 3, seeds: [0]}\nvary: {shots: [2, 16, all], task: [grammar]}\n"
+                    "methods: [{method: distillation}]\n")
+    few, more, every = read_study(str(path), outputs=str(tmp_path)).runs
+    time_left = TimeLeft([])
+    time_left.add(few, 10.0)
+    time_left.add(more, 30.0)
+    assert time_left.of({every: 1}, 1) == 20
+    time_left = TimeLeft([])
+    time_left.add(few, 10.0)
+    time_left.add(every, 30.0)
+    assert time_left.of({more: 1}, 1) == 20
 
 
 @pytest.fixture
