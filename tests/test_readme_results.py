@@ -1,4 +1,4 @@
-"""The README's results are the committed trials': every accuracy and MCC of a numbered row is computed again from the files of the runs that its row's command names."""
+"""The README's results are the trials': each accuracy and MCC of a numbered row is computed again from the runs that its command names."""
 
 import csv
 import json
