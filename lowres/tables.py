@@ -55,11 +55,12 @@ def static(table: pd.DataFrame) -> Styler:
 
     Sentences wrap; numbers, intervals and names do not. Empty columns are left out.
     """
-    table = table.loc[:, [(table.iloc[:, i].astype(str) != "").any() for i in range(table.shape[1])]]
+    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]  # not a number in a table without lines
+    kept = [i for i, length in enumerate(longest) if length != 0]
+    table = table.iloc[:, kept]
     headed = Styler(table.rename(columns=lambda name: safe(name)), cell_ids=False)  # a name for each cell is two thirds of a table's bytes
     styles = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}, {"selector": "td", "props": "white-space: nowrap"}]
-    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]
-    if sentences := [f"td.col{i}" for i, length in enumerate(longest) if length > SENTENCE]:
+    if sentences := [f"td.col{place}" for place, i in enumerate(kept) if longest[i] > SENTENCE]:
         styles.append({"selector": ", ".join(sentences), "props": "white-space: normal; min-width: 16em"})
     return headed.hide(axis="index").format(escape="html", na_rep="").set_table_styles(styles)
 

@@ -1,6 +1,7 @@
 """A study's records gathered and told: tables, advice, the notebook, and bad input that ends in a sentence."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -257,3 +258,9 @@ def test_a_trial_without_a_record_and_a_changed_rule_make_an_analysis_anew(tmp_p
     rules = tmp_path / "lowres" / "claims.py"
     rules.write_text(rules.read_text().replace("FAMILY = 7", "FAMILY = 6"))
     assert analysis_mark(study, notebook) != fewer
+
+
+def test_a_table_loses_empty_columns_and_keeps_the_headings_of_one_without_lines():
+    shown = tables.static(pd.DataFrame({"nothing": ["", ""], "number": ["1", "2"], "words": ["short", "a sentence " * 5]})).to_html()
+    assert "nothing" not in shown and re.findall(r"td\.col(\d) {\s*white-space: normal", shown) == ["1"], "sentences alone may wrap"
+    assert "number" in tables.static(pd.DataFrame({"number": []})).to_html()
