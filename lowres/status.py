@@ -222,10 +222,11 @@ class TimeLeft:
         return total / max(1, min(workers, sum(1 for trials in remaining.values() if trials)))
 
     def _each(self, run: Run) -> float | None:
-        measured = self.shots.get(self._but_for_shots(run), []) if isinstance(run.parameters.shots, int) else []
-        if run.parameters.shots not in (numbers := {shots for shots, _ in measured}) and len(numbers) > 1:
+        shots, measured = run.parameters.shots, self.shots.get(self._but_for_shots(run), [])
+        numbers = {number for number, _ in measured}
+        if isinstance(shots, int) and shots not in numbers and len(numbers) > 1:
             slope, at_none = linear_regression(*zip(*measured, strict=True))
-            return max(at_none + slope * run.parameters.shots, min(seconds for _, seconds in measured))
+            return max(at_none + slope * shots, min(seconds for _, seconds in measured))
         return next((mean(self.measured[key]) for key in self._keys(run) if key in self.measured), None)
 
     @staticmethod
