@@ -8,9 +8,10 @@ from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
+from lowres.backbones import load_backbone
 from lowres.compiling import check_compiler
 from lowres.errors import BadInput
-from lowres.tasks import read_task
+from lowres.tasks import load_task, read_task
 
 CORPUS = [
     "The children were playing in the garden .", "The nurse has written a letter ?", "No . Yes .", "Yes Yes Yes No No No",
@@ -49,6 +50,11 @@ def save_model(folder: Path, config, prefix: bool = True) -> str:
     return str(folder)
 
 
+def backbone_of(folder):
+    """A model as the tests compare it: on the processor, in full precision."""
+    return load_backbone(str(folder), device="cpu", precision="float32")
+
+
 def can_compile() -> None:
     """Skips a test, saying why, where layers cannot be compiled."""
     try:
@@ -84,6 +90,11 @@ def tiny_llama(tmp_path_factory) -> str:
 @pytest.fixture(scope="session", params=["tiny_opt", "tiny_opt_post_norm", "tiny_llama"])
 def tiny_model(request) -> str:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("grammar", "", 20)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import save_model
+from conftest import backbone_of, save_model
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig
 
 from lowres import adaptation
 from lowres.adaptation import above_layers, frozen, layer_groups, layer_stack, read_corpus, text_loss, top_layers
-from lowres.backbones import load_backbone
 from lowres.batches import encode, pack
 from lowres.checks import check_method
 from lowres.errors import BadInput
@@ -17,21 +16,12 @@ from lowres.heads import Classifier, Verbalizer
 from lowres.parameters import validated
 from lowres.pattern_choice import choose
 from lowres.shots import Streams, draw
-from lowres.tasks import Task, load_task
+from lowres.tasks import Task
 from lowres.training import linear_schedule, steps, train, warmup_steps
 
 
 def parameters(model="smollm2-135m", **given):
     return validated("adaptive", {"model": str(model), **given}, "test")
-
-
-def backbone_of(folder):
-    return load_backbone(str(folder), device="cpu", precision="float32")
-
-
-@pytest.fixture(scope="module")
-def task():
-    return load_task("grammar", "", 20)
 
 
 def weights_of(backbone):

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import save_model
+from conftest import backbone_of, save_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 from lowres import adapters
-from lowres.backbones import load_backbone
 from lowres.batches import encode, pack
 from lowres.checks import check_method
 from lowres.errors import BadInput
@@ -30,10 +29,6 @@ OPTIONS = {  # what a type wants at the tiny models' sizes
 
 def parameters(model="smollm2-135m", **given):
     return validated("lora", {"model": str(model), "epochs": 1, **given}, "test")
-
-
-def backbone_of(folder):
-    return load_backbone(str(folder), device="cpu", precision="float32")
 
 
 @torch.no_grad()

@@ -4,26 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import backbone_of
 from transformers import AutoModelForCausalLM
 
-from lowres.backbones import load_backbone
 from lowres.parameters import validated
 from lowres.pattern_choice import choose, search, stratified_folds
 from lowres.shots import Streams, draw
-from lowres.tasks import load_task
 
 
 def parameters(model="smollm2-135m", **given):
     return validated("adaptive", {"model": str(model), **given}, "test")
-
-
-def backbone_of(folder):
-    return load_backbone(str(folder), device="cpu", precision="float32")
-
-
-@pytest.fixture(scope="module")
-def task():
-    return load_task("grammar", "", 20)
 
 
 def independent_score(folder, backbone, rows, labels, pattern, words):
