@@ -14,19 +14,34 @@ from scipy import stats
 from lowres.study import narrowed, read_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-STUDIES = ["real_cpu", "real_cpu_as_coded", "learning_rate"]
+STUDIES = {"real_cpu": 8, "real_cpu_as_coded": 6, "learning_rate": 4}  # its seeds, where a row does not say otherwise
+YARDSTICKS = ["*constant answer*", "*untrained model*"]
 
 
-def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
-    """Of the tables whose last column is `--only …`: by row with a command, its cells as (heading, text), and all that `--only` is given."""
+def lines(study: str) -> list[tuple[list[tuple[str, str]], str]]:
+    """The lines of the tables whose last heading is `--only task=…,`: cells as (heading, text), and that heading's beginning of an --only."""
     found, headings, only = [], [], ""
     for line in next((part for part in README.split("lowres run ") if part.startswith(f"{study} ")), "").splitlines():
         cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
         if match := re.match(r"`--only (.*)`", cells[-1]):
             headings, only = cells, match[1]
-        elif only and cells[-1].startswith("`method="):
-            found.append((list(zip(headings, cells, strict=True)), only + cells[-1].strip("`")))
+        elif only and len(cells) == len(headings) and cells[0] != "---":
+            found.append((list(zip(headings, cells, strict=True)), only))
     return found
+
+
+def rows(study: str) -> list[tuple[list[tuple[str, str]], str]]:
+    """Those with a command: its cells, and all that `--only` is given."""
+    return [(cells, only + command.strip("`")) for cells, only in lines(study) if (command := cells[-1][1]).startswith("`method=")]
+
+
+def numbered(study: str) -> list[tuple[list[tuple[str, str]], str]]:
+    return [(cells, only) for cells, only in rows(study) if cells[0][1]]  # a yardstick has no number
+
+
+def places(cells: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
+    """A line's results: domain, shots and text."""
+    return [(place[1], int(place[2]), text) for heading, text in cells if (place := re.fullmatch(r"(in|out), (\d+) shots", heading))]
 
 
 def trials(runs) -> list[dict]:
@@ -64,15 +79,38 @@ def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(study):
-    planned, tables = read_study(study), rows(study)
+    planned, tables = read_study(study), numbered(study)
     assert tables
     for cells, only in tables:
         task, runs = re.search(r"task=(\w+)", only)[1], narrowed(planned, only).runs
-        for heading, text in cells[2:] if cells[0][1] else ():  # a yardstick has no number
-            if place := re.fullmatch(r"(in|out), (\d+) shots", heading):
-                these = trials(run for run in runs if run.parameters.shots == int(place[2]))
-                now = printed([of_domain(one["sets"], place[1]) for one in these], untrained(study, task, place[1])) if these else "–"
-                assert text == now, f"{only}, {heading}"
+        for domain, shots, text in places(cells):
+            these = trials(run for run in runs if run.parameters.shots == shots)
+            now = printed([of_domain(one["sets"], domain) for one in these], untrained(study, task, domain)) if these else "–"
+            assert text == now, f"{only}, {domain}, {shots} shots"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study):
+    told = [(dict(cells), places(cells), re.search(r"task=(\w+)", only)[1]) for cells, only in lines(study) if cells[1][1] in YARDSTICKS]
+    assert len(told) == len(YARDSTICKS) * len({task for _, _, task in told})
+    for cells, texts, task in told:
+        some = trials(narrowed(read_study(study), f"method=in_context,task={task}").runs)[0]
+        for domain, shots, text in texts:
+            constant = of_domain(some["sets"], domain)["constant"], 0
+            accuracy, mcc = constant if YARDSTICKS[0] in cells.values() else untrained(study, task, domain)
+            assert text == f"{100 * accuracy:.1f} ({mcc:.3f})".replace("(0.", "(."), f"{study}, {task}, {domain}, {shots} shots"
+
+
+@pytest.mark.parametrize(("study", "seeds"), STUDIES.items())
+def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_of_seeds(study, seeds):
+    assert f"{seeds} seeds" in README
+    for cells, only in numbered(study):
+        runs = narrowed(read_study(study), only).runs
+        by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in places(cells)}
+        told = {int(shots or 16): int(count) for count, shots in re.findall(r"(\d+) seeds(?: at (\d+))?", cells[1][1])}
+        assert told == {shots: len(these) for shots, these in by_shots.items() if these and len(these) != seeds}, only
+        took = [sum(value for phase, value in one["seconds"].items() if phase not in ("compile", "compare")) for one in by_shots[16]]
+        assert dict(cells)["s"] == f"{mean(took):.0f}", only
 
 
 @pytest.mark.parametrize("study", STUDIES)
