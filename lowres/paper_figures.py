@@ -65,7 +65,8 @@ def method_against_shots(trials: pd.DataFrame, method: str, published: bool = Fa
 def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
     """Figure 5: LoRA by rank and, thick, averaged over ranks where all were run; a figure a model and task, in domain beside out of domain.
 
-    Of several heads, the first that the study lists; the seeds are those that all ranks have, so that the mean is over the same draws.
+    Of several heads, the first that the study lists; the seeds are those that all ranks have, so that the mean is over the same draws
+    (each rank's own, and no mean, if they have none in common).
     """
     lines = trials[(trials["method"] == "lora") & (trials["rank"] != "")] if len(trials) else trials
     lines = lines[lines["head"] == lines["head"].iloc[0]] if len(lines) else lines
@@ -74,8 +75,10 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
         domains = [domain for domain in DOMAINS if (part["domain"] == domain).any()]
         figure, grid = panels(len(domains))
         ranks = sorted(part["rank"].unique())
-        part = part[part["seed"].isin(set.intersection(*(set(line["seed"]) for _, line in part.groupby("rank"))))]
-        everywhere = {shots for shots, line in part.groupby("shots") if line["rank"].nunique() == len(ranks) > 1}
+        common = set.intersection(*(set(line["seed"]) for _, line in part.groupby("rank")))
+        part = part[part["seed"].isin(common)] if common else part
+        whole = part.groupby(["shots", "rank"])["seed"].nunique().eq(len(common)).groupby("shots").sum()  # ranks with all of them
+        everywhere = set(whole.index[whole.eq(len(ranks))]) if len(ranks) > 1 else set()
         shades = sns.dark_palette(COLOURS["lora"], len(ranks) + 2, reverse=True)[: len(ranks)]
         for axes, domain in zip(grid, domains):
             panel = part[part["domain"] == domain]

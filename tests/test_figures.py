@@ -159,14 +159,32 @@ def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_
     assert highest < 69.3 + 10, "the classifier's are no part of it"
 
 
+def averaged_at(drawn) -> list[int]:
+    """How many points the mean over ranks has, by panel."""
+    return [len(bar.lines[0].get_xdata()) for axes in drawn.figure.axes for bar in axes.containers if bar.get_label() == "mean over ranks"]
+
+
 def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path):
     lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 64}, "vary": {"shots": [16]}}]
     trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
-    averaged = lambda drawn: [bar for axes in drawn.figure.axes for bar in axes.containers if bar.get_label() == "mean over ranks"]  # noqa: E731
-    bars = averaged(paper_figures.lora_by_rank(trials)[0])
-    assert bars and all(len(bar.lines[0].get_xdata()) == 1 for bar in bars), "16 shots have both ranks, 2 shots have one"
+    assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {1}, "16 shots have both ranks, 2 shots have one"
     alone = paper_figures.lora_by_rank(trials[trials["shots"] == 2])[0]
-    assert not averaged(alone) and "averaged" not in alone.alt, "one rank is no mean over ranks"
+    assert not averaged_at(alone) and "averaged" not in alone.alt, "one rank is no mean over ranks"
+
+
+def test_ranks_are_not_averaged_where_one_lacks_a_seed_of_the_others(tmp_path):
+    lora = [{"method": "lora", "vary": {"rank": [8, 64]}}]
+    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
+    assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {2}
+    begun = trials[~((trials["shots"] == 16) & (trials["rank"] == 64) & (trials["seed"] == 1))]
+    assert set(averaged_at(paper_figures.lora_by_rank(begun)[0])) == {1}, "at 16 shots the mean would be over other draws"
+
+
+def test_ranks_without_a_seed_in_common_are_drawn_each_and_not_averaged(tmp_path):
+    lora = [{"method": "lora", "set": {"seeds": [0, 1]}}, {"method": "lora", "set": {"rank": 64, "seeds": [2, 3]}}]
+    [drawn, *_] = paper_figures.lora_by_rank(collection.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
+    labels = {bar.get_label() for axes in drawn.figure.axes for bar in axes.containers}
+    assert labels == {"rank 8", "rank 64"} and "averaged" not in drawn.alt
 
 
 def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
