@@ -7,7 +7,6 @@ every text to itself, so a text's result is what it would be alone, and next to 
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowres.errors import BadInput
+from lowres.patterns import places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
 
     An input of more than `max_length` tokens loses the end of its longest text column, never a part of the pattern.
     """
-    columns = [name for _, name, _, _ in string.Formatter().parse(pattern) if name]
+    columns = list(dict.fromkeys(places(pattern)))  # a pattern may say a text twice
     room = min(max_length, backbone.context_length) - len(backbone.prefix)
     records = examples[columns].to_dict("records")
     ids = backbone.tokenize([pattern.format(**record) for record in records]) if records else []

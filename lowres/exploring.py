@@ -6,7 +6,6 @@ Nothing here trains or is kept: it is where a pattern is tried before it goes in
 from __future__ import annotations
 
 import html
-import string
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from lowres.batches import encode
 from lowres.errors import BadInput
 from lowres.evaluation import predict
 from lowres.heads import Verbalizer
+from lowres.patterns import places
 from lowres.tasks import Task, TaskFile
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _logits(backbone, spec: TaskFile, pattern: str, words: dict[str, str], rows:
 
 def _check_pattern(pattern: str, spec: TaskFile) -> None:
     try:
-        columns = [column for _, column, _, _ in string.Formatter().parse(pattern) if column is not None]
+        columns = places(pattern)
     except ValueError as error:
         raise BadInput(f"pattern: {pattern!r}: {error}") from None
     if sorted(columns) != sorted(spec.text):

@@ -6,7 +6,6 @@ place, so a variation (three labels instead of two) is a few lines.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lowres.errors import BadInput, near
 from lowres.files import ROOT, checked, located, read_yaml, shown
+from lowres.patterns import places
 from lowres.sources import find, from_hub, generated, read_table, sha256, verified
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class TaskFile(BaseModel):
     @model_validator(mode="after")
     def _holds_together(self) -> TaskFile:
         for name, pattern in self.patterns.items():
-            columns = [column for _, column, _, _ in string.Formatter().parse(pattern) if column is not None]
+            columns = places(pattern)
             for column in columns:
                 if column not in self.text:
                     raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
@@ -93,8 +93,8 @@ class TaskFile(BaseModel):
         for name, words in self.label_words.items():
             if set(words) != set(self.labels):
                 raise ValueError(f"label_words.{name}: a word for each of {self.labels} is wanted, not {words}")
-        for _, label, _, _ in string.Formatter().parse(self.instruction):
-            if label is not None and label not in self.labels:
+        for label in places(self.instruction):
+            if label not in self.labels:
                 raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
         for value, label in self.relabel.items():
             if label is not None and label not in self.labels:

@@ -1,5 +1,7 @@
 """Texts laid end to end without padding give what transformers gives for each text alone."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -138,6 +140,13 @@ def test_a_text_that_is_too_long_is_cut_in_its_longest_column_and_counted(backbo
     assert cut.cut == 1 and max(map(len, cut.ids)) <= 32
     text = backbone.tokenizer.decode(cut.ids[0][len(backbone.prefix):])
     assert text.startswith("The nurse slept.") and text.endswith(" Question: No. ?")
+
+
+def test_a_pattern_may_say_a_text_twice_and_warns_of_nothing(backbone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        twice = encode(backbone, pd.DataFrame({"text": ["Go"], "label": [0]}), "{text}, {text}", 64)
+    assert twice.ids == encode(backbone, pd.DataFrame({"text": ["Go, Go"], "label": [0]}), "{text}", 64).ids
 
 
 def test_two_long_columns_are_cut_in_turn(backbone):
