@@ -116,7 +116,7 @@ def narrowed(study: Study, only: str) -> Study:
 
 
 def _means(text: str, value: Any) -> bool:
-    """Whether what was typed is this value: as a folder's name writes it, as Python does, or as any number is written (1e-5, 0.00001)."""
+    """Whether what was typed is this value: as a folder's name writes it, as Python does, or as a fraction may be written (1e-5, 0.00001)."""
     try:
         return text in (_short(value), str(value)) or (isinstance(value, float) and float(text) == value)
     except ValueError:

@@ -55,8 +55,8 @@ def static(table: pd.DataFrame) -> Styler:
 
     Sentences wrap; numbers, intervals and names do not. Empty columns are left out.
     """
-    longest = [table.iloc[:, i].astype(str).str.len().max() for i in range(table.shape[1])]  # not a number in a table without lines
-    kept = [i for i, length in enumerate(longest) if length != 0]
+    longest = [table.iloc[:, i].dropna().astype(str).str.len().max() for i in range(table.shape[1])]  # not a number where nothing is
+    kept = [i for i, length in enumerate(longest) if length > 0 or not len(table)]  # headings stay in a table without lines
     table = table.iloc[:, kept]
     headed = Styler(table.rename(columns=lambda name: safe(name)), cell_ids=False)  # a name for each cell is two thirds of a table's bytes
     styles = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}, {"selector": "td", "props": "white-space: nowrap"}]
