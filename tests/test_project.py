@@ -45,6 +45,13 @@ def test_committed_outputs_are_small_and_know_no_home_folder():
             assert not re.search(r"/home/\w|/root/|/Users/\w", path.read_text()), path
 
 
+def test_an_executed_notebook_gives_the_models_opinion_of_label_words_only_where_they_are_read():
+    for path in tracked("outputs/*/run.ipynb"):
+        settings = yaml.safe_load((path.parent / "parameters.yaml").read_text())
+        reads = settings.get("head", "verbalizer") == "verbalizer" and settings.get("fidelity") != "as_coded"
+        assert reads or "<th>label word</th>" not in path.read_text(), path
+
+
 def test_notebook_cells_are_short():
     for path in tracked("notebooks/*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
