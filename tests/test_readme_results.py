@@ -69,12 +69,12 @@ def half_interval(values: list[float]) -> float:
 def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
     """A cell by the README's own words: bold above the constant and, in accuracy or MCC, above the untrained model; † MCC above 0 and it."""
     accuracy, mcc = ([one[name] for one in of_cell] for name in ("accuracy", "mcc"))
-    half, constant = half_interval(accuracy), of_cell[0]["constant"]
-    low, mcc_low = mean(accuracy) - half, mean(mcc) - half_interval(mcc)
+    half, mcc_half, constant = half_interval(accuracy), half_interval(mcc), of_cell[0]["constant"]
+    low, mcc_low = mean(accuracy) - half, mean(mcc) - mcc_half
     text = f"{100 * mean(accuracy):.1f}" + (f" ± {100 * half:.1f}" if half else "")
     if half and low > constant and (low > before[0] or mcc_low > max(0, before[1])):
         text = f"**{text}**"
-    return f"{text} ({mean(mcc):.3f}{'†' if half and mcc_low > max(0, before[1]) else ''})".replace("(0.", "(.").replace("(-0.", "(−.")
+    return f"{text} ({mean(mcc):.3f}{'†' if mcc_half and mcc_low > max(0, before[1]) else ''})".replace("(0.", "(.").replace("(-0.", "(−.")
 
 
 @pytest.mark.parametrize("study", STUDIES)
