@@ -39,7 +39,7 @@ def numbered(study: str) -> list[tuple[list[tuple[str, str]], str]]:
     return [(cells, only) for cells, only in rows(study) if cells[0][1]]  # a yardstick has no number
 
 
-def places(cells: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
+def results(cells: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
     """A line's results: domain, shots and text."""
     return [(place[1], int(place[2]), text) for heading, text in cells if (place := re.fullmatch(r"(in|out), (\d+) shots", heading))]
 
@@ -66,6 +66,11 @@ def half_interval(values: list[float]) -> float:
     return stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(set(values)) > 1 else 0.0
 
 
+def without_zero(cell: str) -> str:
+    """An MCC is printed without the zero before its point, and with a minus sign."""
+    return cell.replace("(0.", "(.").replace("(-0.", "(−.")
+
+
 def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
     """A cell by the README's own words: bold above the constant and, in accuracy or MCC, above the untrained model; † MCC above 0 and it."""
     accuracy, mcc = ([one[name] for one in of_cell] for name in ("accuracy", "mcc"))
@@ -74,7 +79,7 @@ def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
     text = f"{100 * mean(accuracy):.1f}" + (f" ± {100 * half:.1f}" if half else "")
     if half and low > constant and (low > before[0] or mcc_low > max(0, before[1])):
         text = f"**{text}**"
-    return f"{text} ({mean(mcc):.3f}{'†' if mcc_half and mcc_low > max(0, before[1]) else ''})".replace("(0.", "(.").replace("(-0.", "(−.")
+    return without_zero(f"{text} ({mean(mcc):.3f}{'†' if mcc_half and mcc_low > max(0, before[1]) else ''})")
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -83,7 +88,7 @@ def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(stud
     assert tables
     for cells, only in tables:
         task, runs = re.search(r"task=(\w+)", only)[1], narrowed(planned, only).runs
-        for domain, shots, text in places(cells):
+        for domain, shots, text in results(cells):
             these = trials(run for run in runs if run.parameters.shots == shots)
             now = printed([of_domain(one["sets"], domain) for one in these], untrained(study, task, domain)) if these else "–"
             assert text == now, f"{only}, {domain}, {shots} shots"
@@ -91,14 +96,14 @@ def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(stud
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study):
-    told = [(dict(cells), places(cells), re.search(r"task=(\w+)", only)[1]) for cells, only in lines(study) if cells[1][1] in YARDSTICKS]
+    told = [(dict(cells), results(cells), re.search(r"task=(\w+)", only)[1]) for cells, only in lines(study) if cells[1][1] in YARDSTICKS]
     assert len(told) == len(YARDSTICKS) * len({task for _, _, task in told})
     for cells, texts, task in told:
         some = trials(narrowed(read_study(study), f"method=in_context,task={task}").runs)[0]
         for domain, shots, text in texts:
             constant = of_domain(some["sets"], domain)["constant"], 0
             accuracy, mcc = constant if YARDSTICKS[0] in cells.values() else untrained(study, task, domain)
-            assert text == f"{100 * accuracy:.1f} ({mcc:.3f})".replace("(0.", "(."), f"{study}, {task}, {domain}, {shots} shots"
+            assert text == without_zero(f"{100 * accuracy:.1f} ({mcc:.3f})"), f"{study}, {task}, {domain}, {shots} shots"
 
 
 @pytest.mark.parametrize(("study", "seeds"), STUDIES.items())
@@ -106,7 +111,7 @@ def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_o
     assert f"{seeds} seeds" in README
     for cells, only in numbered(study):
         runs = narrowed(read_study(study), only).runs
-        by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in places(cells)}
+        by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in results(cells)}
         told = {int(shots or 16): int(count) for count, shots in re.findall(r"(\d+) seeds(?: at (\d+))?", cells[1][1])}
         assert told == {shots: len(these) for shots, these in by_shots.items() if these and len(these) != seeds}, only
         took = [sum(value for phase, value in one["seconds"].items() if phase not in ("compile", "compare")) for one in by_shots[16]]
