@@ -8,31 +8,35 @@ from pathlib import Path
 from lowres.errors import BadInput
 from lowres.files import located, read_yaml, shown
 from lowres.parameters import Parameters, validated
+from lowres.shots import close_draws, fewest, in_common
 from lowres.study import Study, read_study
 from lowres.tasks import load_task, read_task
 
 
-def check_study(study: Study) -> None:
-    """Reads each task's data and each model's tokenizer once, and holds every run against them. Raises BadInput."""
-    check_parameters((run.method, run.parameters) for run in study.runs)
+def check_study(study: Study) -> list[str]:
+    """Reads each task's data and each model's tokenizer once, and holds every run against them. Returns warnings; raises BadInput."""
+    return check_parameters((run.method, run.parameters) for run in study.runs)
 
 
-def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> None:
+def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
+    """What is said of a study: warnings, each once; BadInput is raised for what cannot be run."""
     smallest_pool: dict[tuple, int] = {}
-    seen = set()
+    seen, close = set(), {}
     for _, p in asked:
         key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
         if key not in smallest_pool:
-            pool = load_task(*key).pool
-            smallest_pool[key] = int(pool["label"].value_counts().min())
+            smallest_pool[key] = fewest(load_task(*key).pool)
         if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
             raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
+        if len(p.seeds) > 1:
+            close[p.task] = max(close.get(p.task, 0), in_common(smallest_pool[key], p.shots))
         form = repr(p.model_copy(update={"shots": 1, "seeds": [0], "output_dir": "", "learning_rate": 1.0}))
         if form not in seen:
             seen.add(form)
             check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
             check_method(p)
         rehearse(p)
+    return [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
 
 
 def rehearse(p: Parameters) -> None:
@@ -103,8 +107,8 @@ def check_file(name: str, data_dir: str | None) -> str:
     content = read_yaml(path) if name.endswith((".yaml", ".yml")) else {"methods": []}
     if "methods" in content:
         study = read_study(name, data_dir)
-        check_study(study)
-        return f"{study.name}: {len(study.runs)} runs, {study.trials} trials: nothing is wrong with it"
+        warnings = "".join(f"\n{warning}" for warning in check_study(study))
+        return f"{study.name}: {len(study.runs)} runs, {study.trials} trials: nothing is wrong with it{warnings}"
     if "evaluation" in content or "extends" in content:
         return _check_task(path, data_dir)
     parameters = validated(path.stem, content, shown(path))

@@ -18,6 +18,7 @@ import pandas as pd
 from lowres import records
 from lowres.analysis import RUN, UNTRAINED
 from lowres.errors import BadInput
+from lowres.shots import close_draws
 from lowres.status import Facts
 from lowres.study import Run, Study, read_study
 from lowres.tasks import read_task
@@ -76,6 +77,8 @@ def collect_study(study: Study) -> Collected:
                               f"name, or an earlier form of it). They are left out: {names}{' …' if len(strangers) > 6 else ''}")
     found.trials = _table(found.runs)
     found.problems += _mixed(found.environments)
+    if said := close_draws(max((trial.get("in_common", 0) for _, trials in found.runs for trial in trials[1:]), default=0)):
+        found.problems.append(f"**{said}.**")
     return found
 
 

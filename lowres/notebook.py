@@ -74,11 +74,15 @@ class Run:
         `evaluation` has the encoded evaluation sets, for the count of tokens and of texts that were cut.
         """
         from lowres.evaluation import evaluated, predictions
+        from lowres.shots import close_draws, fewest, in_common
 
         self.load_seconds = time.perf_counter() - self.clock
         for name, inputs in evaluation.items():
             if inputs.cut:
                 print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
+        common = in_common(fewest(task.pool), self.parameters.shots)
+        if len(self.parameters.seeds) > 1 and close_draws(common):
+            print(close_draws(common))
         for seed in self.parameters.seeds:
             found = self.folder and records.read_trial(self.folder, seed, self.fingerprint(seed))
             if found:
@@ -93,7 +97,7 @@ class Run:
             with self.meter.phase("trial"):
                 outcome = trial(seed)
             result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome, backbone, evaluation)}
-            result["sets"] = evaluated(task, outcome.logits)
+            result |= {"in_common": round(common, 3), "sets": evaluated(task, outcome.logits)}
             if self.folder:
                 records.write_trial(self.folder, result, predictions(task, outcome.logits, seed))
             self.trials.append(result)

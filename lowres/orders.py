@@ -41,7 +41,8 @@ def carry_out(order: Order) -> int:
     statuses = classified(study)
     todo = chosen(statuses, order.rerun)
     if todo and not order.dry_run:
-        _check(replace(study, runs=tuple(todo)))  # before anything is said or written: bad input is one sentence
+        for warning in _check(replace(study, runs=tuple(todo))):  # before anything is written: bad input is one sentence
+            print(warning)
     for line in problems(statuses):
         print(line)
     print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
@@ -77,12 +78,12 @@ def _executed(order: Order, study: Study, statuses: list[Status], todo: list[Run
         return False
 
 
-def _check(study: Study) -> None:
+def _check(study: Study) -> list[str]:
     """Data and tokenizers are read in a process of their own: the runner stays small while the study runs for days."""
     from lowres.checks import check_study
 
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(check_study, study).result()
+        return pool.submit(check_study, study).result()
 
 
 def _analysed(study: Study, order: Order) -> str | None:

@@ -15,6 +15,8 @@ import pandas as pd
 
 from lowres.errors import BadInput
 
+CLOSE = 0.1  # a mean over n of N rows drawn without replacement spreads sqrt(1 - n / N) times as much as over new ones: 5 % less
+
 
 @dataclass
 class Streams:
@@ -47,6 +49,24 @@ def draw(pool: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
             raise BadInput(f"shots: {shots} is more than the {len(rows)} examples that the pool has of label {label}")
         drawn.append(stream.permutation(rows)[:shots])
     return pool.iloc[np.stack(drawn, axis=1).ravel()]
+
+
+def fewest(pool: pd.DataFrame) -> int:
+    """Rows of the rarest label."""
+    return int(pool["label"].value_counts().min())
+
+
+def in_common(rows: int, shots: int | str) -> float:
+    """The share of its examples that a draw has in common with another, on average, of a label with so many rows."""
+    return 1.0 if shots == "all" else min(1.0, shots / rows)
+
+
+def close_draws(share: float) -> str:
+    """A sentence where two draws have so much in common that an interval over them, which takes them for independent, is too narrow."""
+    if share <= CLOSE:
+        return ""
+    return (f"Two draws have on average {share:.0%} of their examples in common, since the pool is small: intervals over seeds are too narrow "
+            "for new examples")
 
 
 def checksum(examples: pd.DataFrame) -> str:

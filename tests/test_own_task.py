@@ -56,5 +56,9 @@ def test_the_template_filled_in_is_checked_and_run(project, tiny_llama):
     study.write_text(yaml.safe_dump(asked, sort_keys=False))
     said = lowres(project, "run", "mine", "--data-dir", "data", "--only", "method=in_context")
     assert "2 of 2 trials" in said and "analysis.ipynb" in said
+    close = "Two draws have on average 67% of their examples in common"  # 4 of the 6 rows of a label
+    assert f"mine: {close}" in said
+    [executed] = (project / "outputs/mine/in_context").glob("*/*/*/run.ipynb")
+    assert close in executed.read_text()
     answer = (project / "outputs/mine/analysis.ipynb").read_text()
-    assert "elsewhere" in answer and "out-of-domain" in answer
+    assert "elsewhere" in answer and "out-of-domain" in answer and close in answer

@@ -13,7 +13,7 @@ from lowres.batches import encode, pack
 from lowres.errors import BadInput
 from lowres.heads import Classifier, Verbalizer
 from lowres.parameters import Vanilla
-from lowres.shots import Streams, checksum, draw
+from lowres.shots import Streams, checksum, close_draws, draw, fewest, in_common
 from lowres.training import linear_schedule, steps, train, warmup_steps
 
 POOL = pd.DataFrame({"sentence": [f"The nurse saw {i} pilots." for i in range(60)], "label": [i % 3 == 0 for i in range(60)]}).astype({"label": int})
@@ -28,6 +28,19 @@ def test_draws_are_balanced_and_nested():
 def test_every_seed_draws_other_examples_and_the_same_seed_the_same():
     marks = {checksum(draw(POOL, 4, seed)) for seed in range(50)}
     assert len(marks) == 50 and checksum(draw(POOL, 4, 0)) in marks
+
+
+@pytest.mark.parametrize("shots", [2, 5, 20])
+def test_draws_have_as_many_examples_in_common_as_is_said(shots):
+    rare = [set(found.index[found["label"] == 1]) for seed in range(60) for found in [draw(POOL, shots, seed)]]
+    measured = np.mean([len(one & other) / shots for i, one in enumerate(rare) for other in rare[:i]])
+    assert measured == pytest.approx(in_common(fewest(POOL), shots), abs=0.01)
+
+
+def test_only_draws_from_a_small_pool_are_called_close():
+    assert close_draws(in_common(25, 16)).startswith("Two draws have on average 64% of their examples in common")
+    assert close_draws(in_common(4000, 64)) == ""
+    assert in_common(25, "all") == 1, "the seeds of a whole pool have the same examples"
 
 
 def test_the_draw_listens_to_no_global_generator():
