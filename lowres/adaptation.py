@@ -18,7 +18,7 @@ from lowres.batches import Rows, encode, pack
 from lowres.errors import BadInput
 from lowres.heads import Verbalizer
 from lowres.shots import Streams
-from lowres.training import clip
+from lowres.training import clip, must_be_finite
 
 HELD_OUT = 200  # unlabelled texts that are never trained on, at most a fifth of them
 LOGITS = 512  # tokens whose logits over the whole vocabulary are held at once
@@ -131,6 +131,7 @@ def read_corpus(backbone, task, p, streams: Streams) -> Reading:
             part = next_token_loss(backbone, rows) / predicted
             part.backward()
             loss += part.item()
+        must_be_finite(loss, "corpus_learning_rate", p.corpus_learning_rate, len(reading.losses) + 1, p.corpus_steps)
         clip(backbone.model.parameters())
         optimizer.step()
         schedule.step()

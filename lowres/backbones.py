@@ -125,6 +125,8 @@ def _shared(cache: Cache, rows: int):
 def load_backbone(name: str, device: str = "auto", precision: str = "auto", compiled: bool = False) -> Backbone:
     """Raises BadInput for a model that is not there or a checkpoint that does not fit the architecture exactly."""
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device: {device!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
     folder = resolve(name)
     model = load_model(folder, name)
     tokenizer = load_tokenizer(folder)

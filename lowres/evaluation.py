@@ -80,9 +80,8 @@ def predictions(task, logits: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
 
     parts = []
     for name, rows in task.evaluation.items():
-        part = pd.DataFrame({"trial": seed, "set": name, "row": rows.index, "label": rows["label"].to_numpy()})
-        part["prediction"] = logits[name].argmax(axis=1)
-        for i, label in enumerate(task.labels):
-            part[f"logit_{label}"] = logits[name][:, i]
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True).astype({"trial": "int32", "row": "int32", "label": "int8", "prediction": "int8"})
+        parts.append(pd.DataFrame({
+            "trial": seed, "set": name, "row": rows.index, "label": rows["label"].to_numpy(), "prediction": logits[name].argmax(axis=1),
+            **{f"logit_{label}": logits[name][:, i] for i, label in enumerate(task.labels)},
+        }))
+    return pd.concat(parts, ignore_index=True).astype({"row": "int32", "label": "int16", "prediction": "int16"})

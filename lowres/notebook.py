@@ -19,6 +19,7 @@ import yaml
 
 from lowres import records
 from lowres.checks import check_method, check_words, forget_files, rehearse
+from lowres.errors import BadInput
 from lowres.files import ROOT, located, shown
 from lowres.identity import weights
 from lowres.meters import Meter, flops
@@ -74,15 +75,11 @@ class Run:
         `evaluation` has the encoded evaluation sets, for the count of tokens and of texts that were cut.
         """
         from lowres.evaluation import evaluated, predictions
-        from lowres.shots import close_draws, fewest, in_common
+        from lowres.shots import fewest, in_common
 
         self.load_seconds = time.perf_counter() - self.clock
-        for name, inputs in evaluation.items():
-            if inputs.cut:
-                print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
         common = in_common(fewest(task.pool), self.parameters.shots)
-        if len(self.parameters.seeds) > 1 and close_draws(common):
-            print(close_draws(common))
+        self._warn(evaluation, common)
         for seed in self.parameters.seeds:
             found = self.folder and records.read_trial(self.folder, seed, self.fingerprint(seed))
             if found:
@@ -96,6 +93,7 @@ class Run:
             self.meter = Meter()
             with self.meter.phase("trial"):
                 outcome = trial(seed)
+            _must_be_numbers(outcome.logits, seed)
             result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome, backbone, evaluation)}
             result |= {"in_common": round(common, 3), "sets": evaluated(task, outcome.logits)}
             if self.folder:
@@ -104,6 +102,15 @@ class Run:
             scores = ", ".join(f"{name} {found['accuracy']:.3f}" for name, found in result["sets"].items())
             print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s)", flush=True)
         return self.trials
+
+    def _warn(self, evaluation: dict, common: float) -> None:
+        from lowres.shots import close_draws
+
+        for name, inputs in evaluation.items():
+            if inputs.cut:
+                print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
+        if len(self.parameters.seeds) > 1 and close_draws(common):
+            print(close_draws(common))
 
     def _described(self, outcome: Outcome, backbone, evaluation: dict) -> dict[str, Any]:
         from lowres.shots import checksum
@@ -155,9 +162,10 @@ class Run:
         print(f"record: {shown(self.folder)}/record.json")
 
 
-def start(method: str, values: dict[str, Any]) -> Run:
-    """Checks a notebook's parameters: its globals, in which nothing else stands yet when it is run for the first time.
+def start(method: str, values: dict[str, Any], notebook: str = "") -> Run:
+    """Checks the parameters of a method's notebook, or of another `notebook` that takes the same.
 
+    `values` are its globals, in which nothing else stands yet when it is run for the first time.
     Run again in the same kernel, the other names are the notebook's own, and what was read from files is read anew. Raises BadInput.
     """
     known = METHODS[method].model_fields
@@ -168,12 +176,20 @@ def start(method: str, values: dict[str, Any]) -> Run:
     }
     if again:
         forget_files()
-    run = Run(method, validated(method, given, f"notebooks/{method}.ipynb"))
+    run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
     check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
     check_method(p)
     rehearse(p)
     return run
+
+
+def _must_be_numbers(logits: dict[str, np.ndarray], seed: int) -> None:
+    """A last step may spoil weights after the last loss. No number's largest is the first label, and would count as an answer."""
+    import numpy as np
+
+    if spoilt := [name for name, part in logits.items() if not np.isfinite(part).all()]:
+        raise BadInput(f"seed {seed}: {spoilt[0]}: the model's answers are no numbers: the training has diverged")
 
 
 def stored(parameters: Parameters) -> dict[str, Any]:

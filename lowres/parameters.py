@@ -37,18 +37,18 @@ CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 class Parameters(BaseModel):
     """What every method has. Defaults are for a first look: a small model, task and evaluation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
     model: str = Field("smollm2-135m", min_length=1, description="backbone: smollm2-135m, a folder, or a hub id[@revision]")
     task: str = Field("grammar", min_length=1, description="a file of parameters/tasks by its name, or by its path")
     data_dir: str = Field("", description="folder with the task's files; empty: the task's hub or embedded source")
     shots: int = Field(16, ge=1, description="labelled examples per class")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1, description="one trial each")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1], min_length=1, description="one trial each")
     max_length: int = Field(128, ge=8, description="tokens of an input; the longest text column of a longer one is cut")
     also_evaluate: list[str] = Field([], description="other tasks to predict besides, out of domain: as many labels and text columns")
     evaluation_rows: int = Field(200, ge=0, description="rows per evaluation set, one fixed stratified choice; 0: all")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast where it is native")
-    device: str = Field("auto", description="auto: the first GPU, else the CPU")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: the first GPU, else the CPU")
     compiled: bool = Field(False, description="torch.compile the layers: worth its start where a run takes minutes")
     output_dir: str = Field("", description="where trials and the record go; empty: nothing is kept")
 

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from lowres.errors import BadInput
 from lowres.files import shown
 from lowres.parameters import WHEREABOUTS, Parameters
-from lowres.tasks import TaskFile
+from lowres.tasks import TaskFile, read_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,10 +73,12 @@ def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, 
 
 
 def _content(task: TaskFile) -> str:
-    """A task file's checksum. Computed once: a study has a few tasks and thousands of runs."""
+    """A task file's checksum, with those of the tasks evaluated besides. Computed once: a study has a few tasks and thousands of runs."""
     if id(task) not in _contents:  # the task is kept with it, so that its id stays its own
-        content = json.dumps(task.model_dump(exclude={"description", "show_rows"}), sort_keys=True)
-        _contents[id(task)] = (task, hashlib.sha256(content.encode()).hexdigest())
+        content = task.model_dump(exclude={"description", "show_rows"})
+        for rows in content["evaluation"].values():
+            rows["task"] = rows["task"] and _content(read_task(rows["task"]))
+        _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 
 

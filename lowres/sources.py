@@ -48,7 +48,14 @@ def sha256(path: Path) -> str:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A file as a frame, everything in a tab- or comma-separated one as text."""
+    """A file as a frame, everything in a tab- or comma-separated one as text. Raises BadInput for one that is damaged."""
+    try:
+        return _read_table(path)
+    except (ValueError, OSError) as error:  # whatever pandas' readers raise
+        raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: {' '.join(str(error).split())}") from None
+
+
+def _read_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if path.suffix == ".parquet":

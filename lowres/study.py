@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,7 +35,7 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     method: str
     set: dict[str, Any] = {}
-    vary: dict[str, list[Any]] = {}
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
 
 class StudyFile(BaseModel):
@@ -44,7 +44,7 @@ class StudyFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     description: str
     set: dict[str, Any] = {}
-    vary: dict[str, list[Any]] = {}
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     methods: list[Entry] = Field(min_length=1)
 
 

@@ -56,7 +56,7 @@ class EvaluationSet(Source):
 
     domain: Literal["in", "out"]
     break_down_by: list[str] = []
-    task: str = ""  # another task, whose columns and labels these rows have; filled in by `also_evaluate`
+    task: str = ""  # another task as it was asked for, whose columns and labels these rows have; filled in by `also_evaluate`
 
 
 class TaskFile(BaseModel):
@@ -96,9 +96,11 @@ class TaskFile(BaseModel):
         for label in places(self.instruction):
             if label not in self.labels:
                 raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
-        for value, label in self.relabel.items():
-            if label is not None and label not in self.labels:
-                raise ValueError(f"relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
+        sets = {"": self, "pool.": self.pool, **{f"evaluation.{name}.": rows for name, rows in self.evaluation.items()}}
+        for where, source in sets.items():
+            for value, label in source.relabel.items():
+                if label is not None and label not in self.labels:
+                    raise ValueError(f"{where}relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
         return self
 
     def pattern(self, name: str) -> str:
@@ -158,17 +160,22 @@ def read_task(name: str) -> TaskFile:
 
 @cache
 def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
-    """A task with the evaluation sets of others beside its own, out of domain. Raises BadInput if their forms differ."""
+    """A task with the evaluation sets of others beside its own, out of domain. Raises BadInput if their forms differ, or two are one."""
     spec = read_task(name)
     sets = dict(spec.evaluation)
-    for other in map(read_task, also_evaluate):
+    for asked in also_evaluate:
+        other = read_task(asked)
+        if task_path(asked) == task_path(name):
+            raise BadInput(f"{spec.name}: also_evaluate: {asked!r} is the task itself")
+        if any(rows.task and found.startswith(f"{other.name}.") for found, rows in sets.items()):
+            raise BadInput(f"{spec.name}: also_evaluate: two tasks are called {other.name!r}")
         if (len(other.labels), len(other.text)) != (len(spec.labels), len(spec.text)):
             raise BadInput(
                 f"{spec.name}: also_evaluate: {other.name!r} has {len(other.labels)} labels and {len(other.text)} text columns, "
                 f"not {len(spec.labels)} and {len(spec.text)}"
             )
         for set_name, rows in other.evaluation.items():
-            sets[f"{other.name}.{set_name}"] = rows.model_copy(update={"task": other.name, "domain": "out"})
+            sets[f"{other.name}.{set_name}"] = rows.model_copy(update={"task": asked, "domain": "out"})
     return spec.model_copy(update={"evaluation": sets}) if also_evaluate else spec
 
 
@@ -196,6 +203,8 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
     for set_name in set(task.evaluation) - set(read_task(name).evaluation):
         others = task.evaluation[set_name]
         task.evaluation[set_name] = others.loc[~_key(others, spec.text).isin(set(_key(task.pool, spec.text)))]
+        if not len(task.evaluation[set_name]):
+            raise BadInput(f"{spec.name}: {set_name}: every row also stands in the pool")
     for set_name, rows in task.evaluation.items():
         task.evaluation[set_name] = capped(rows, evaluation_rows, [by for by in spec.evaluation[set_name].break_down_by if by != "label"])
     return task
@@ -262,6 +271,8 @@ def _labelled(spec: TaskFile, source: Source, frame: pd.DataFrame, where: str, t
         if column not in frame:
             raise BadInput(f"{where}: column {column!r} is missing{near(column, frame.columns)}")
     names = {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
+    if (empty := frame[spec.label].isna()).any():
+        raise BadInput(f"{where}: {spec.label}: is empty in row {empty.idxmax()}")
     values = frame[spec.label].astype(str)
     unknown = sorted(set(values) - set(names))
     if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lowres.batches import Inputs, pack
+from lowres.errors import BadInput
 from lowres.shots import Streams
 
 CLIP = 1.0  # the gradient's norm is clipped at it, as transformers' Trainer does by default
@@ -47,6 +49,7 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
                 part = head.loss(backbone.hidden(rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
                 part.backward()
                 loss += part.item()
+            must_be_finite(loss, "learning_rate", p.learning_rate, len(training.losses) + 1, steps(len(inputs), p))
             clip(trainable)
             training.learning_rates.append(schedule.get_last_lr()[-1])
             optimizer.step()
@@ -57,11 +60,17 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
     return training
 
 
+def must_be_finite(loss: float, key: str, rate: float, step: int, last: int) -> None:
+    """Raises BadInput for a loss that is no number: what such a model answers is its first label, and would count as a result."""
+    if not math.isfinite(loss):
+        raise BadInput(f"{key}: {rate:g}: the loss is {loss} at step {step} of {last}: the training has diverged")
+
+
 def clip(weights: Iterable[nn.Parameter]) -> None:
     """Scales the gradients so that their norm is at most CLIP."""
     given = [weight for weight in weights if weight.grad is not None]
     norm = nn.utils.get_total_norm([weight.grad for weight in given])
-    if not norm <= CLIP:  # else a pass over all gradients for nothing: 0.04 s of 0.76. A norm that is no number spoils all weights, to be seen
+    if not norm <= CLIP:  # else a pass over all gradients for nothing: 0.04 s of 0.76. One that is no number spoils all weights: the next loss tells
         nn.utils.clip_grads_with_norm_(given, CLIP, norm)
 
 

@@ -30,6 +30,11 @@ def edit_weights(folder: Path, change) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_a_device_that_is_not_there_is_told_before_a_model_is_read():
+    with pytest.raises(BadInput, match=f"device: 'cuda:9' is not there: torch sees {torch.cuda.device_count()} GPUs"):
+        load_backbone("no such model", device="cuda:9")
+
+
 def test_a_checkpoint_without_its_embedding_is_refused_by_the_tensors_name(broken):
     """The fault that OPT-125M's own checkpoint has: embedding and head left on the meta device (transformers#43159)."""
     edit_weights(broken, lambda weights: [weights.pop(key) for key in list(weights) if "embed_tokens" in key or "lm_head" in key])

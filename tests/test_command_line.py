@@ -42,6 +42,7 @@ def write_study(tmp_path, tiny_llama):
     ({"set": {"epoch": 3}}, 'epoch: unknown key (did you mean "epochs"?)'),
     ({"set": {"learning_rate": "1e-5"}}, "learning_rate: '1e-5' is not accepted"),
     ({"vary": {"shots": ["2"]}}, "shots: '2' is not accepted"),
+    ({"vary": {"shots": []}}, "vary.shots: [] is not accepted: list should have at least 1 item"),
     ({"vary": {"shots": [5000]}}, "grammar: shots: 5000 is more than the 1,200 examples"),
     ({"vary": {"task": ["gramar"]}}, "there is no task 'gramar' (did you mean \"grammar\"?)"),
     ({"vary": {"task": ["cola"]}, "set": {"data_dir": "nowhere"}}, "data_dir: 'nowhere' has no cola/dev_in_domain"),

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from lowres.analysis import interval
-from lowres.evaluation import evaluated, metrics
+from lowres.evaluation import evaluated, metrics, predictions
 from lowres.meters import Meter, flops
 from lowres.running import KERNEL_ENVIRONMENT
 from lowres.tasks import load_task
@@ -24,6 +26,13 @@ def test_the_metrics_are_their_formulas():
     assert found["mcc"] == pytest.approx((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
     assert found["macro_f1"] == pytest.approx((2 * tp / (2 * tp + fp + fn) + 2 * tn / (2 * tn + fp + fn)) / 2)
     assert (found["n"], found["constant"], found["commonest_prediction"]) == (8, 5 / 8, 5 / 8)
+
+
+def test_predictions_hold_any_seed_and_any_number_of_labels():
+    rows = pd.DataFrame({"label": [0, 199]}, index=[3, 5])
+    task = SimpleNamespace(evaluation={"test": rows}, labels=[str(i) for i in range(200)])
+    kept = predictions(task, {"test": np.eye(200)[[150, 199]]}, seed=2**63 - 1)
+    assert kept[["trial", "row", "label", "prediction"]].to_numpy().tolist() == [[2**63 - 1, 3, 0, 150], [2**63 - 1, 5, 199, 199]]
 
 
 def test_a_constant_answer_scores_the_yardstick_and_an_mcc_of_zero():

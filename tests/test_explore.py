@@ -79,6 +79,17 @@ def test_a_control_changes_what_is_shown_and_a_bad_value_is_told_in_its_place(lo
     assert "<table" in shown.value
 
 
+def test_its_cells_can_be_run_again_and_a_fault_is_told_by_its_own_name(tiny_llama):
+    sources = [cell.source for cell in nbformat.read(ROOT / "notebooks" / "explore.ipynb", as_version=4).cells[2:4]]
+    values = {}
+    for shots in (4, 5):
+        for source in sources:
+            exec(source.replace("smollm2-135m", tiny_llama).replace("shots: int = 16", f"shots: int = {shots}"), values)
+        assert values["p"].shots == shots
+    with pytest.raises(BadInput, match="notebooks/explore.ipynb: shots: 0 is not accepted"):
+        exec(sources[1], values | {"shots": 0})
+
+
 def test_the_notebook_runs_top_to_bottom(tiny_llama, tmp_path):
     out = tmp_path / "explore.ipynb"
     papermill.execute_notebook(ROOT / "notebooks" / "explore.ipynb", out, {"model": tiny_llama, "shots": 2}, progress_bar=False,

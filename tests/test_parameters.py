@@ -42,10 +42,14 @@ def test_every_parameter_has_a_type_and_one_line_of_help_in_the_notebook_and_the
 
 
 @pytest.mark.parametrize(("values", "message"), [
+    ({"seeds": [2**63]}, "x.yaml: seeds.0: 9223372036854775808 is not accepted: input should be less than"),
     ({"shot": 4}, "x.yaml: shot: unknown key .did you mean \"shots\""),
     ({"shots": "16"}, "x.yaml: shots: '16' is not accepted: .*YAML reads this as text"),
     ({"shots": 0}, "x.yaml: shots: 0 is not accepted: input should be greater than or equal to 1"),
     ({"shots": True}, "x.yaml: shots: True is not accepted"),
+    ({"learning_rate": float("inf")}, "x.yaml: learning_rate: inf is not accepted: input should be a finite number"),
+    ({"weight_decay": float("nan")}, "x.yaml: weight_decay: nan is not accepted: input should be a finite number"),
+    ({"device": "gpu"}, "x.yaml: device: 'gpu' is not accepted"),
     ({"seeds": []}, "x.yaml: seeds: .. is not accepted"),
     ({"seeds": [1, 1]}, "x.yaml: seeds: .1, 1. is not accepted: the same seed stands twice"),
     ({"seeds": 3}, "x.yaml: seeds: 3 is not accepted: input should be a valid list"),

@@ -63,7 +63,7 @@ def test_more_shots_than_the_pool_has_are_refused():
 
 
 def trained(model: str, seed: int, precision: str = "float32", **given):
-    p = Vanilla(shots=4, epochs=3, batch_size=4, learning_rate=1e-3, **given)
+    p = Vanilla(**{"shots": 4, "epochs": 3, "batch_size": 4, "learning_rate": 1e-3, **given})
     backbone = load_backbone(model, precision=precision)
     head = Classifier(backbone, 2, Streams(seed).weights)
     inputs = encode(backbone, draw(POOL, 4, seed), "{sentence}", 128)
@@ -77,6 +77,12 @@ def test_a_trial_repeats_exactly_whatever_the_global_generators_say(tiny_opt):
     second, two, _ = trained(tiny_opt, 0)
     assert first.losses == second.losses
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_that_diverges_is_an_error_and_no_result(tiny_llama, precision):
+    with pytest.raises(BadInput, match=r"learning_rate: 1e\+30: the loss is (nan|inf) at step [2-4] of 6: the training has diverged"):
+        trained(tiny_llama, 0, precision, learning_rate=1e30)
 
 
 def test_two_seeds_are_two_trials_even_where_something_resets_every_generator(tiny_opt):

@@ -1,12 +1,15 @@
 """A task file becomes clean examples, or a sentence saying why not."""
 
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
 from lowres.errors import BadInput
-from lowres.tasks import capped, load_task, read_task
+from lowres.parameters import Vanilla
+from lowres.records import fingerprint
+from lowres.tasks import capped, extended_task, load_task, read_task
 
 TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\n" \
         "odd day\tbad\tb\nrainy day\tbad\tb\nNA\tgood\ta\n\"quoted\tbad\ta\n"
@@ -65,6 +68,8 @@ def test_other_formats_read_the_same(make_task, tmp_path, ending):
     ({"patterns": {"was": "{text} It was"}}, "one must be called plain"),
     ({"label_words": {"words": {"bad": " bad"}}}, "label_words.words: a word for each of"),
     ({"relabel": {"0": "god"}}, "relabel: '0' becomes 'god', which is no label .did you mean \"good\""),
+    ({"pool": {"file": "train", "relabel": {"0": "god"}}}, "pool.relabel: '0' becomes 'god', which is no label .did you mean \"good\""),
+    ({"evaluation": {"test": {"domain": "in", "file": "test", "relabel": {"0": "god"}}}}, "evaluation.test.relabel: '0' becomes 'god'"),
     ({"label": "lable"}, "train.tsv|test.tsv: column 'lable' is missing .did you mean \"label\""),
     ({"text": ["title"], "patterns": {"plain": "{title}"}}, "column 'title' is missing"),
     ({"labels": ["bad", "great"], "label_words": {"words": {"bad": " bad", "great": " good"}}}, "label: 'good' in row 1 is no label"),
@@ -76,6 +81,28 @@ def test_other_formats_read_the_same(make_task, tmp_path, ending):
 def test_a_faulty_task_is_told_by_file_key_and_value(make_task, changes, message):
     with pytest.raises(BadInput, match=message):
         load_task(*make_task(**changes))
+
+
+@pytest.mark.parametrize(("ending", "content", "reason"), [
+    ("tsv", b"text\tlabel\nfine day\tgood\tone too many\textra\nbad day\tbad\n1\t2\t3\t4\t5\n", "Expected 4 fields"), ("tsv", b"", "No columns"),
+    ("csv", b"text,label\ncaf\xe9,good\n", "codec can't decode"), ("jsonl", b'{"text": "fine day", "lab', "(Unterminated|Unmatched|Unexpected)"),
+    ("parquet", b"no parquet", "[Pp]arquet"),
+])
+def test_a_damaged_file_is_told_by_its_name(make_task, tmp_path, ending, content, reason):
+    name, folder = make_task()
+    (tmp_path / "train.tsv").unlink()
+    (tmp_path / f"train.{ending}").write_bytes(content)
+    with pytest.raises(BadInput, match=rf"train\.{ending}: not readable as {ending}: .*{reason}"):
+        load_task(name, folder)
+
+
+def test_a_label_that_is_not_there_is_told_by_its_row(make_task, tmp_path):
+    name, folder = make_task()
+    (tmp_path / "train.tsv").unlink()
+    lines = ['{"text": "fine day", "label": "good"}', '{"text": "odd day", "label": null}', '{"text": "a", "label": "goood"}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match="train.jsonl: label: is empty in row 1"):
+        load_task(name, folder)
 
 
 def test_an_empty_text_is_told_by_file_column_and_row(make_task):
@@ -162,3 +189,43 @@ def test_a_set_of_another_task_is_read_with_its_own_labels_in_order(real_data):
 def test_tasks_of_another_form_cannot_be_evaluated_besides():
     with pytest.raises(BadInput, match="grammar: also_evaluate: 'entailment' has 2 labels and 2 text columns, not 2 and 1"):
         load_task("grammar", also_evaluate=["entailment"])
+
+
+def days(folder, file: str, test: str, **changes) -> str:
+    """Another task file in the same folder, with a test set of its own."""
+    content = yaml.safe_load((folder / "days.yaml").read_text())
+    content["evaluation"]["test"]["file"] = f"{file}-test"
+    (folder / f"{file}-test.tsv").write_text(test)
+    (folder / f"{file}.yaml").write_text(yaml.safe_dump(content | changes))
+    return str(folder / f"{file}.yaml")
+
+
+def test_a_task_that_is_evaluated_besides_is_the_file_that_was_asked_for_whatever_its_name(make_task, tmp_path):
+    name, folder = make_task()
+    other = days(tmp_path, "other", "text\tlabel\tsource\nnew day\tgood\ta\n", name="grammar", labels=["good", "bad"])
+    both = load_task(name, folder, also_evaluate=[other])
+    assert both.evaluation["grammar.test"]["label"].tolist() == [0], "'good' is the other file's first label"
+
+
+def test_a_fingerprint_knows_a_task_evaluated_besides_by_its_content(make_task, tmp_path):
+    name, _ = make_task()
+    first = days(tmp_path, "first", TEST, name="other")
+    moved, changed = days(tmp_path, "moved", TEST, name="other"), days(tmp_path, "changed", TEST, name="other", relabel={"0": "bad"})
+    for path in (first, moved, changed):  # one file name for the rows, so that only the task files differ
+        Path(path).write_text(Path(path).read_text().replace(f"{Path(path).stem}-test", "first-test"))
+    read_task.cache_clear()
+    marks = [fingerprint("vanilla", Vanilla(), 0, extended_task(name, (path,)), {}, "backbone") for path in (first, moved, changed)]
+    assert marks[0] == marks[1] != marks[2]
+
+
+@pytest.mark.parametrize(("others", "message"), [
+    (["days.yaml"], "days: also_evaluate: '.*days.yaml' is the task itself"),
+    (["one.yaml", "two.yaml"], "days: also_evaluate: two tasks are called 'other'"),
+    (["inside.yaml"], "days: inside.test: every row also stands in the pool"),
+])
+def test_what_cannot_be_evaluated_besides_is_refused(make_task, tmp_path, others, message):
+    name, folder = make_task()
+    for file, called in (("one", "other"), ("two", "other"), ("inside", "inside")):
+        days(tmp_path, file, "text\tlabel\tsource\nfine day\tgood\ta\n" if file == "inside" else TEST, name=called)
+    with pytest.raises(BadInput, match=message):
+        load_task(name, folder, also_evaluate=[str(tmp_path / other) for other in others])
