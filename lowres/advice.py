@@ -42,20 +42,8 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
         lines = lines[lines["count"] <= budget.labels_per_class]
         if not len(lines):
             return pd.DataFrame(), [f"the fewest shots in this study are more than {budget.labels_per_class} a class"]
-    who = RUN[:-1]  # all but the shots
-    have = lines.drop_duplicates([*who, "count"])["count"].value_counts()
-    count = max(have[have == have.max()].index)
-    for key, run in lines.groupby(who, sort=False):
-        if not (run["count"] == count).any():
-            out.append(f"{label((*key, run['shots'].iloc[-1]))}: no results at the {_number(count)} shots of the others")
-    lines = lines[lines["count"] == count]
-    ablations = [f"{method} ({variant}) with {run['seed'].nunique()} seeds"
-                 for (method, variant), run in lines[lines["ablation"]].groupby(["method", "variant"], sort=False)]
-    if ablations:
-        out.append(f"ablations: {', '.join(ablations)}")
-    lines = lines[~lines["ablation"]]
     scores, first = {}, {}
-    for key, run in lines.groupby(RUN, sort=False):
+    for key, run in _comparable(lines, out).groupby(RUN, sort=False):
         name, once = label(key), run.drop_duplicates("seed")
         for limit, measure, unit in ((budget.memory_gb, "memory", "GB"), (budget.seconds, "seconds", "s")):
             if limit and once[measure].mean() > limit:
@@ -72,6 +60,22 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
     if len(common := table.dropna()) < len(table):
         out.append(f"{len(table) - len(common)} of {len(table)} seeds, which not all of them have yet")
     return common, out
+
+
+def _comparable(lines: pd.DataFrame, out: list[str]) -> pd.DataFrame:
+    """The lines at the largest `count` of shots that the most runs have, without ablations. Whom that leaves out is added to `out`."""
+    who = RUN[:-1]  # all but the shots
+    have = lines.drop_duplicates([*who, "count"])["count"].value_counts()
+    count = max(have[have == have.max()].index)
+    for key, run in lines.groupby(who, sort=False):
+        if not (run["count"] == count).any():
+            out.append(f"{label((*key, run['shots'].iloc[-1]))}: no results at the {_number(count)} shots of the others")
+    lines = lines[lines["count"] == count]
+    ablations = [f"{method} ({variant}) with {run['seed'].nunique()} seeds"
+                 for (method, variant), run in lines[lines["ablation"]].groupby(["method", "variant"], sort=False)]
+    if ablations:
+        out.append(f"ablations: {', '.join(ablations)}")
+    return lines[~lines["ablation"]]
 
 
 def _number(count: float) -> str:

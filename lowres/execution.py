@@ -142,9 +142,10 @@ def put_aside(run: Run, status: Status) -> None:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     study = run.folder.parents[3]
     aside = study / "stale" / run.folder.relative_to(study).with_name(f"{run.folder.name}.{stamp}")
-    (aside / "trials").mkdir(parents=True)
-    for file in [*status.stale, *(run.folder / name for name in ("record.json", "run.ipynb", "parameters.yaml"))]:
-        if file.is_file():
+    adapters = [run.folder / "adapters" / file.stem for file in status.stale if file.suffix == ".json"]
+    for file in [*status.stale, *adapters, *(run.folder / name for name in ("record.json", "run.ipynb", "parameters.yaml"))]:
+        if file.exists():
+            (aside / file.relative_to(run.folder)).parent.mkdir(parents=True, exist_ok=True)
             file.rename(aside / file.relative_to(run.folder))
 
 

@@ -21,18 +21,21 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.shared = 0.0  # what an earlier trial spent on a result of this one
         self.compiled_before = seconds_compiling()
         _give_memory_back()
         self.whole_process = not _reset_peak()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        clock = lambda: time.perf_counter() - seconds_compiling()  # noqa: E731
-        start = clock()
+        start = self.clock()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + clock() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
+
+    def clock(self) -> float:
+        return time.perf_counter() - seconds_compiling() + self.shared
 
     def compiling(self) -> float:
         """Seconds since it was made."""
@@ -79,6 +82,7 @@ def _peak() -> float:
 def flops(parameters: int, trainable: int, training_tokens: int, read_tokens: int, skipped: int = 0) -> float:
     """2 operations a weight and token forward, 2 for the gradient of its input, 2 for a trained weight's own
     (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). `parameters` are those that multiply: without embeddings. Attention's
-    own products are left out: small at these lengths, though not behind a long prompt; a larger teacher's tokens count as the student's.
+    own products are left out: small at these lengths, though not behind a long prompt; a larger teacher's tokens count as the student's. Left
+    out, too: the head where the whole vocabulary is scored (reading a corpus, likelihood, top_k), and what choosing a pattern reads.
     `skipped` weights lie below all that train, so the gradient never reaches their input."""
     return training_tokens * (4 * parameters - 2 * skipped + 2 * trainable) + read_tokens * 2 * parameters

@@ -103,6 +103,23 @@ class Run:
             print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s)", flush=True)
         return self.trials
 
+    def once(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+        """What all trials share: computed by the first that asks, its seconds charged to each that does."""
+        result, seconds, charged = None, 0.0, None
+
+        def shared() -> Any:
+            nonlocal result, seconds, charged
+            if charged is None:
+                start = self.meter.clock()
+                result = compute()
+                seconds = self.meter.clock() - start
+            elif charged is not self.meter:
+                self.meter.shared += seconds
+            charged = self.meter
+            return result
+
+        return shared
+
     def _warn(self, evaluation: dict, common: float) -> None:
         from lowres.shots import close_draws
 

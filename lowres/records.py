@@ -108,11 +108,11 @@ def read_trial(folder: Path, seed: int, expected: str | None = None) -> dict[str
 
 
 def put_trial_aside(folder: Path, seed: int) -> None:
-    """Moves a trial that does not count (other parameters, damaged) to `aside/`, so that nothing is overwritten."""
-    for file in (folder / "trials").glob(f"seed-{seed}.*"):
+    """Moves a trial that does not count (other parameters, damaged), and its adapter, to `aside/`, so that nothing is overwritten."""
+    for file in [*(folder / "trials").glob(f"seed-{seed}.*"), *(folder / "adapters").glob(f"seed-{seed}")]:
         made = datetime.fromtimestamp(file.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
         (folder / "aside").mkdir(exist_ok=True)
-        file.rename(folder / "aside" / f"{file.stem}.{made}{file.suffix}")
+        file.rename(folder / "aside" / f"{'adapter-' if file.is_dir() else ''}{file.stem}.{made}{file.suffix}")
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:

@@ -118,10 +118,10 @@ def remove_empty(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """What a killed process was about to rename into a run's folder. To be called by the lock's owner."""
-    for place in (folder, folder / "trials"):
-        for file in place.glob(".*-*"):
+    for place in (folder, folder / "trials", folder / "adapters"):
+        for path in place.glob(".*-*"):
             with suppress(OSError):
-                file.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def remove_dead_lock(folder: Path) -> None:

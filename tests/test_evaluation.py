@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 from lowres.analysis import interval
 from lowres.evaluation import evaluated, metrics, predictions
 from lowres.meters import Meter, flops
+from lowres.notebook import Run
 from lowres.running import KERNEL_ENVIRONMENT
 from lowres.tasks import load_task
 
@@ -62,6 +64,21 @@ def test_a_meter_sees_a_peak_of_its_own():
     peak = meter.memory()["resident"]
     assert meter.seconds["work"] > 0 and peak > 0.32
     assert Meter().memory()["resident"] < peak - 0.2
+
+
+def test_what_trials_share_is_computed_once_and_costs_each_the_same():
+    calls, seconds = [], []
+    run = SimpleNamespace()
+    shared = Run.once(run, lambda: calls.append(time.sleep(0.1)) or "answer")
+    for _ in range(3):
+        run.meter = Meter()
+        with run.meter.phase("evaluate"):
+            assert shared() == "answer"
+        with run.meter.phase("compare"):  # asked for again in the same trial
+            shared()
+        assert run.meter.seconds["compare"] < 0.05
+        seconds.append(run.meter.seconds["evaluate"])
+    assert len(calls) == 1 and seconds == pytest.approx([seconds[0]] * 3, abs=0.03) and seconds[0] >= 0.1
 
 
 def test_a_trials_peak_does_not_begin_where_the_last_ones_ended():

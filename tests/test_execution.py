@@ -210,6 +210,7 @@ def test_what_is_damaged_is_redone_and_kept_aside_and_nothing_else_is(tmp_path, 
 def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, temporary, monkeypatch):
     study, notebooks = write_study(tmp_path, seeds=[0, 1]), write_notebook(tmp_path / "n")
     finish(only_run(study))
+    records.write_whole(only_run(study).folder / "adapters" / "seed-1" / "adapter_model.safetensors", b"weights")
     before = {file.name: file.read_bytes() for file in only_run(study).folder.rglob("*") if file.is_file()}
     changed = write_study(tmp_path, seeds=[0, 1], learning_rate=0.5)
     assert status_of(only_run(changed)).state == "stale"
@@ -217,6 +218,7 @@ def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, tempora
     assert executed(changed, notebooks, rerun=frozenset({"stale"})).state == "done"
     aside = {file.name: file.read_bytes() for file in (study.folder / "stale").rglob("*") if file.is_file()}
     assert aside == before
+    assert not (only_run(study).folder / "adapters" / "seed-1").exists()
     assert status_of(only_run(changed)).state == "done"
 
 

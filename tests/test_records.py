@@ -102,9 +102,12 @@ def test_a_record_of_another_schema_is_told_by_file_and_version(tmp_path):
 
 def test_a_trial_that_does_not_count_is_put_aside_not_overwritten(tmp_path):
     records.write_trial(tmp_path, TRIAL, PREDICTIONS)
+    for seed in (0, 1):
+        records.write_whole(tmp_path / "adapters" / f"seed-{seed}" / "adapter_model.safetensors", b"weights")
     records.put_trial_aside(tmp_path, 0)
     assert not list((tmp_path / "trials").iterdir())
-    assert sorted(path.suffix for path in (tmp_path / "aside").iterdir()) == [".json", ".parquet"]
+    assert sorted(path.name.split(".")[0] for path in (tmp_path / "aside").iterdir()) == ["adapter-seed-0", "seed-0", "seed-0"]
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["seed-1"]
 
 
 def test_copies_are_counted_as_copies():
