@@ -34,7 +34,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Contrast:
-    """`left` minus `right`. Measures: accuracy in or out of domain, points; train seconds or memory, 100 log ratio (about percent)."""
+    """`left` minus `right`. Measures: accuracy in or out of domain, points; train seconds or memory, 100 times the natural log ratio."""
 
     left: Side
     right: Side

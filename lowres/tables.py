@@ -138,7 +138,7 @@ def rules(found: list[Judged]) -> pd.DataFrame:
 
 
 def contrast_table(found: list[Judged], margin: float, rows: bool = True) -> pd.DataFrame:
-    """A line a contrast of claims 1 to 6: the mean difference, points (cost: about percent), with what each interval generalises over."""
+    """A line a contrast of claims 1 to 6: the mean difference, points (costs: percent of the right side), and what each interval is over."""
     lines = []
     for one in found:
         for pair in one.pairs if one.claim.contrasts else ():
@@ -155,17 +155,24 @@ def _measured(pair: Paired, margin: float, rows: bool) -> dict:
     low, high = contrasts.t_interval(d)
     both = crossed(pair) if rows else None
     bca = contrasts.bootstrap_interval(d)
-    few = len(d) < SEEDS_FOR_A_VERDICT
+    few, cost = len(d) < SEEDS_FOR_A_VERDICT, pair.contrast.measure not in ACCURACY
+    unit = _percent if cost else float
     return {
-        "difference": f"{d.mean():+.2f}", "claimed": _claimed(part.low, part.high),
-        "95 % over seeds": _range((low, high)), "95 % over seeds and rows": _range(both),
-        f"bootstrap (from {SEEDS_FOR_A_BOOTSTRAP} seeds)": _range(bca), "spread": f"{np.std(d, ddof=1):.2f}" if len(d) > 1 else "",
+        "difference": f"{unit(d.mean()):+.2f}", "claimed": _claimed(part.low, part.high),
+        "95 % over seeds": _range((unit(low), unit(high))), "95 % over seeds and rows": _range(both),
+        f"bootstrap (from {SEEDS_FOR_A_BOOTSTRAP} seeds)": _range(tuple(map(unit, bca))),
+        "spread": f"{unit(np.std(d, ddof=1)):.2f}" if len(d) > 1 else "",
         "p (t)": "" if few else f"{contrasts.two_sided(d):.4f}",
         "p (sign-flip)": "" if few else f"{contrasts.two_sided(d, contrasts.flip_above):.4f}",
         "p (within the margin)": "" if few else f"{float(contrasts.equivalent([replace(part, side=False)], margin)):.4f}",
         "MCC": f"{pair.mcc.mean():+.3f}" if len(pair.mcc) else "", "95 % of MCC, over seeds": _range(contrasts.t_interval(pair.mcc), ".3f"),
         "seeds": len(d), "cells": len(pair.cells), **before,
     }
+
+
+def _percent(log_ratio: float) -> float:
+    """From 100 times a natural log ratio, in which costs are compared, to percent of the right side's: -69 means half, 50 % less."""
+    return 100 * np.expm1(log_ratio / 100)
 
 
 def _claimed(low: float, high: float) -> str:

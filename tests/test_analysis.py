@@ -135,6 +135,18 @@ def test_counts_of_seeds_stay_whole_numbers_beside_a_missing_contrast(tmp_path):
     assert set(table["seeds"]) == {6, ""} and "6.0" not in tables.static(table).to_html()
 
 
+def test_a_difference_of_costs_is_shown_in_percent(tmp_path):
+    trials = collection.collect(*filled(tmp_path, seeds=range(6), methods=[{"method": "pbft"}, {"method": "lora"}])).trials
+    lora = trials["method"] == "lora"
+    trials = trials.assign(train_seconds=np.where(lora, 1.0 + trials["seed"] % 2, 4.0), memory=np.where(lora, 6.0, 4.0))
+    table = tables.contrast_table(verdicts.judge(trials, 2.0), 2.0).set_index("contrast")
+    shown = table.loc[["LoRA − full fine-tuning, training seconds", "LoRA − full fine-tuning, peak memory"]]
+    mean = 100 * (np.sqrt(1 * 2) / 4 - 1)  # three seeds take 1 s, three 2 s: their geometric mean, of 4 s
+    assert shown["difference"].tolist() == [f"{mean:.2f}", "+50.00"]
+    low, high = (float(end) for end in shown["95 % over seeds"].iloc[0].split(" to "))
+    assert low < mean < high and (1 + low / 100) * (1 + high / 100) == pytest.approx((1 + mean / 100) ** 2, rel=1e-3), "even about it as a ratio"
+
+
 def test_an_accuracys_interval_ends_where_accuracies_end():
     trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": [0.45, 0.60], "constant": 0.5, "mcc": 0.0, "n": 200, "seed": [0, 1],
                            "commonest_prediction": 0.5, "outcome": ["a", "b"], "seconds": 1.0})
