@@ -132,7 +132,7 @@ class Paired:
 
 
 KEYS = ["method", "variant", "model", "task", "shots", "domain", "set", "folder", "fidelity", "adapt", "head", "inputs", "peft_type"]
-MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", "outcome"]
+MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", "device", "outcome"]
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
@@ -160,7 +160,7 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
     """A contrast's differences by seed, from `relevant` lines.
 
     A cell (task, model, shots) counts when both sides have it with as many seeds as the best cell, so that a study that is
-    still running is compared where it is complete.
+    still running is compared where it is complete, and seconds where both sides' trials ran on one processor.
     """
     result = Paired(contrast)
     if any(str(line["task"]).startswith(PAPER) for line in lines):  # a study of other tasks alone is asked of those that it has
@@ -174,7 +174,7 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
         empty = [side.name for side, found in ((contrast.left, left), (contrast.right, right)) if not found]
         result.missing = f"no {' and no '.join(empty)}" if empty else f"{contrast.name}: no task, model and shot count that both have"
         return result
-    seeds = {cell: set.intersection(*(set(line.by_seed) for line in one + other)) for cell, (one, other) in both.items()}
+    seeds = {cell: _seeds(one + other, contrast.measure) for cell, (one, other) in both.items()}
     most = max(map(len, seeds.values()))
     result.cells = {cell: both[cell] for cell in both if len(seeds[cell]) == most}
     common = sorted(set.intersection(*(seeds[cell] for cell in result.cells)))
@@ -187,6 +187,12 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
         if contrast.measure in ACCURACY:
             _beside(result)
     return result
+
+
+def _seeds(lines: list[Line], measure: str) -> set[int]:
+    """Those that all have; of seconds, those for which all were measured on one processor."""
+    common = set.intersection(*(set(line.by_seed) for line in lines))
+    return common if measure != "train_seconds" else {seed for seed in common if len({line.by_seed[seed]["device"] for line in lines}) == 1}
 
 
 def _beside(pair: Paired) -> None:

@@ -121,6 +121,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         if trials:
             part = records.as_table({"trials": trials}, **labels)
             part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
+            part["device"] = part["seed"].map({trial["seed"]: trial.get("environment", {}).get("device", "") for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
             parts.append(part)
     if not parts:
