@@ -97,15 +97,14 @@ def _remarks(one: Judged, margin: float) -> list[str]:
     compared = [pair for pair in one.pairs if pair.contrast.measure in ACCURACY and len(pair.d)]
     blind = [pair for pair in compared if not pair.learnt]
     if blind:
-        remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side's mean over tasks and shots is shown to be above "
-                       "the yardsticks, by accuracy or MCC: they may say only which label is given when nothing is known")
+        remarks.append(f"in {len(blind)} of {len(compared)} comparisons of accuracy neither side is shown to be above its yardsticks")
     if one.verdict == UNDECIDED and not one.missing:
         needed, had = seeds_to_decide(one, margin), len(one.seeds)
         if had < SEEDS_FOR_A_VERDICT:
             remarks.append(f"{had} seeds; below {SEEDS_FOR_A_VERDICT} there is no verdict")
         if needed > had:
             to_find = "that there is no difference" if one.claim.number in COMPARABLE else "a difference as large as the margin"
-            remarks.append(f"about {needed:.0f} seeds would find {to_find}, 4 times in 5, by the spread measured")
+            remarks.append(f"about {needed:.0f} seeds would find {to_find} (in 80 % of studies with this spread)")
         elif needed <= had and had >= SEEDS_FOR_A_VERDICT:
             remarks.append("a part of it lies too near a bound; more seeds help only if it is not on it")
     return remarks
