@@ -64,18 +64,18 @@ def candidates(trials: pd.DataFrame, budget: Budget) -> tuple[pd.DataFrame, list
 
 def _comparable(lines: pd.DataFrame, out: list[str]) -> pd.DataFrame:
     """The lines at the largest `count` of shots that the most runs have, without ablations. Whom that leaves out is added to `out`."""
+    ablations = [f"{method} ({variant}) with {run['seed'].nunique()} seeds"
+                 for (method, variant), run in lines[lines["ablation"]].groupby(["method", "variant"], sort=False)]
+    lines = lines[~lines["ablation"]]
     who = RUN[:-1]  # all but the shots
     have = lines.drop_duplicates([*who, "count"])["count"].value_counts()
     count = max(have[have == have.max()].index)
     for key, run in lines.groupby(who, sort=False):
         if not (run["count"] == count).any():
             out.append(f"{label((*key, run['shots'].iloc[-1]))}: no results at the {_number(count)} shots of the others")
-    lines = lines[lines["count"] == count]
-    ablations = [f"{method} ({variant}) with {run['seed'].nunique()} seeds"
-                 for (method, variant), run in lines[lines["ablation"]].groupby(["method", "variant"], sort=False)]
     if ablations:
         out.append(f"ablations: {', '.join(ablations)}")
-    return lines[~lines["ablation"]]
+    return lines[lines["count"] == count]
 
 
 def _number(count: float) -> str:
@@ -100,7 +100,8 @@ def advise(trials: pd.DataFrame, budget: Budget) -> str:
     if not len(trials):
         return "There are no results to give advice from yet."
     lines = [EXERCISE] if trials["embedded"].all() else []
-    score = "mean of in-domain and out-of-domain accuracy" if budget.out_of_domain_matters else "in-domain accuracy"
+    both = budget.out_of_domain_matters and trials["domain"].nunique() > 1
+    score = "mean of in-domain and out-of-domain accuracy" if both else "in-domain accuracy"
     limits = ((budget.labels_per_class, "labels a class"), (budget.memory_gb, "GB"), (budget.seconds, "s a trial"))
     said = [f"{value:g} {unit}" for value, unit in limits if value]
     lines.append(f"Budget: {', '.join(said) if said else 'no limit'}. Best means the highest {score}.")
@@ -113,6 +114,8 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     outside = f" Left out: {safe('; '.join(out[:6]))}{' …' if len(out) > 6 else ''}." if out else ""
     if not table.shape[1]:
         return f"nothing in this study fits the budget.{outside}"
+    if not len(table):
+        return f"**no clear winner**: the methods have no seed in common yet, so nothing was compared.{outside}"
     order = table.mean().sort_values(ascending=False, kind="stable").index
     pick = order[0]
     own = trials[[label(key) == pick for key in trials[RUN].itertuples(index=False, name=None)]]  # a yardstick may be its model's

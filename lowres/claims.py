@@ -125,6 +125,7 @@ class Paired:
     cells: dict[tuple, tuple[list[Line], list[Line]]] = field(default_factory=dict)  # (task, model, shots[, head]) -> left and right
     missing: str = ""
     copies: int = 0  # seeds left out because they repeat another's predictions
+    apart: int = 0  # of seconds: cells in which the sides' trials ran on different machines
 
     def part(self, margin: float) -> Part:
         low, high = (times * margin if np.isfinite(times) else times for times in (self.contrast.low, self.contrast.high))
@@ -132,7 +133,7 @@ class Paired:
 
 
 KEYS = ["method", "variant", "model", "task", "shots", "domain", "set", "folder", "fidelity", "adapt", "head", "inputs", "peft_type"]
-MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", "device", "outcome"]
+MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", "machine", "outcome"]
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
@@ -159,12 +160,13 @@ def relevant(trials: pd.DataFrame) -> list[Line]:
 def paired(lines: list[Line], contrast: Contrast) -> Paired:
     """A contrast's differences by seed, from `relevant` lines.
 
-    A cell (task, model, shots) counts when both sides have it with as many seeds as the best cell, so that a study that is
-    still running is compared where it is complete, and seconds where both sides' trials ran on one processor.
+    A cell (task, model, shots) counts when both sides have it with as many seeds as the best cell, and as many runs as the best of
+    these, so that a study that is still running is compared where it is complete. Seconds need both sides' trials on one machine.
     """
     result = Paired(contrast)
-    if any(str(line["task"]).startswith(PAPER) for line in lines):  # a study of other tasks alone is asked of those that it has
-        lines = [line for line in lines if not contrast.tasks or line["task"] in contrast.tasks]
+    ours = contrast.tasks == COLA and not any(str(line["task"]).startswith(PAPER) for line in lines)
+    if contrast.tasks and not ours:  # a study of other tasks alone is asked of those that it has
+        lines = [line for line in lines if line["task"] in contrast.tasks]
     if contrast.measure in ACCURACY:
         lines = [line for line in lines if line["domain"] == contrast.measure]
     keys = ["task", "model", "shots"] + ["head"] * contrast.same_head
@@ -175,12 +177,14 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
         result.missing = f"no {' and no '.join(empty)}" if empty else f"{contrast.name}: no task, model and shot count that both have"
         return result
     seeds = {cell: _seeds(one + other, contrast.measure) for cell, (one, other) in both.items()}
-    most = max(map(len, seeds.values()))
-    result.cells = {cell: both[cell] for cell in both if len(seeds[cell]) == most}
+    size = lambda cell: (len(seeds[cell]), *map(len, both[cell]))
+    fullest = (most := max(map(len, seeds.values())), *np.max([size(cell)[1:] for cell in both if len(seeds[cell]) == most], axis=0))
+    result.cells = {cell: both[cell] for cell in both if size(cell) == fullest}
+    result.apart = sum(len(seeds[cell]) < len(_seeds(one + other, "")) for cell, (one, other) in both.items())
     common = sorted(set.intersection(*(seeds[cell] for cell in result.cells)))
     result.seeds = _without_copies(result.cells, common)
     result.copies = len(common) - len(result.seeds)
-    result.missing = "" if result.seeds else f"{contrast.name}: no seed that both have"
+    result.missing = "" if result.seeds else f"{contrast.name}: no seed that both have" + " on one machine" * bool(result.apart)
     if result.seeds:
         one, other = (_mean(result, side, contrast.measure) for side in (0, 1))
         result.d = one - other
@@ -190,9 +194,9 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
 
 
 def _seeds(lines: list[Line], measure: str) -> set[int]:
-    """Those that all have; of seconds, those for which all were measured on one processor."""
+    """Those that all have; of seconds, those for which all were measured on one machine."""
     common = set.intersection(*(set(line.by_seed) for line in lines))
-    return common if measure != "train_seconds" else {seed for seed in common if len({line.by_seed[seed]["device"] for line in lines}) == 1}
+    return common if measure != "train_seconds" else {seed for seed in common if len({line.by_seed[seed]["machine"] for line in lines}) == 1}
 
 
 def _beside(pair: Paired) -> None:
@@ -218,11 +222,16 @@ def _cells(lines: list[Line], side: Side, keys: list[str]) -> dict[tuple, list[L
 
 
 def _without_copies(cells: dict[tuple, tuple[list[Line], list[Line]]], seeds: list[int]) -> list[int]:
-    """A seed whose predictions, on both sides and everywhere, repeat an earlier seed's is a copy, not a trial."""
-    kept: dict[tuple, int] = {}
+    """A seed whose predictions, on either side and everywhere, repeat an earlier seed's is a copy, not a trial."""
+    seen: tuple[set, set] = (set(), set())
+    kept = []
     for seed in seeds:
-        kept.setdefault(tuple(line.by_seed[seed]["outcome"] for pair in cells.values() for side in pair for line in side), seed)
-    return list(kept.values())
+        outcomes = [tuple(line.by_seed[seed]["outcome"] for pair in cells.values() for line in pair[side]) for side in (0, 1)]
+        if not any(outcome in before for outcome, before in zip(outcomes, seen)):
+            kept.append(seed)
+        for outcome, before in zip(outcomes, seen):
+            before.add(outcome)
+    return kept
 
 
 def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:

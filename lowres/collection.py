@@ -121,7 +121,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         if trials:
             part = records.as_table({"trials": trials}, **labels)
             part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
-            part["device"] = part["seed"].map({trial["seed"]: trial.get("environment", {}).get("device", "") for trial in trials})
+            part["machine"] = part["seed"].map({trial["seed"]: _machine(trial) for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
             parts.append(part)
     if not parts:
@@ -130,6 +130,11 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     places = zip(table["model"], table["task"], table["set"], table["n"])
     table[UNTRAINED] = [before.get(place, (np.nan, np.nan)) for place in places]
     return table
+
+
+def _machine(trial: dict[str, Any]) -> str:
+    """What seconds depend on besides the work."""
+    return ", ".join(str(trial.get("environment", {}).get(key, "")) for key in ("device", "threads", "precision", "compiled"))
 
 
 def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tuple[float, float]]:
@@ -179,7 +184,7 @@ def opening(found: Collected) -> str:
     if copied:
         names = ", ".join(f"`{safe(name)}`" for name in copied[:5])
         lines.append(f'<span class="warning" style="color:#b00020">**{len(copied)} runs have trials that are copies of each other** '
-                     f"(each is counted once in the claims): {names}</span>")
+                     f"(the claims count each once): {names}</span>")
     return "\n\n".join(lines)
 
 

@@ -128,7 +128,7 @@ def styles(lines: pd.DataFrame) -> dict[tuple[str, str], dict]:
         nth = sum(other == method for other, _ in found)
         colour = COLOURS.get(method, "0.2")
         found[method, variant] = {"color": colour, "marker": MARKERS.get(method, "o"), "linestyle": DASHES[nth % len(DASHES)],
-                                  "fillstyle": FILLED[nth % len(FILLED)], "markerfacecoloralt": "white"}
+                                  "fillstyle": FILLED[(nth + nth // len(DASHES)) % len(FILLED)], "markerfacecoloralt": "white"}
     return found
 
 

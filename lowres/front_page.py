@@ -16,7 +16,7 @@ import pandas as pd
 from lowres.analysis import RUN, UNTRAINED, accuracy_interval, interval, verdict
 from lowres.collection import Collected
 from lowres.study import Run
-from lowres.tables import most_shots, readable_results, result_table
+from lowres.tables import at_most_shots, most_shots, readable_results, result_table
 
 
 @dataclass
@@ -95,13 +95,12 @@ def glances(trials: pd.DataFrame) -> list[Table]:
     """A table a model and task: every method at the most shots, the best first; how good, how sure, at what cost."""
     found = []
     for (model, task), part in trials.groupby(["model", "task"], sort=False):
-        shots, whole = most_shots(part), part
-        part = part[part["shots"] == shots]
-        absent = sorted(set(map(_line, whole["method"], whole["variant"])) - set(map(_line, part["method"], part["variant"])))
+        shots = most_shots(part)
+        part, absent = at_most_shots(part)
         lines = sorted((_glance(key, run) for key, run in part.groupby(["method", "variant"], sort=False)), key=lambda line: -line[0])
         caption = f"{Path(task).stem}, {model}, at {_shots(shots)} a class. A constant answer scores {_by_domain(part, 'constant')}"
         caption += f"; the untrained model {_by_domain(part, 'untrained')}." if part["untrained"].notna().any() else "."
-        caption += f" Without results at that count: {', '.join(absent)}." if absent else ""
+        caption += f" {absent}" if absent else ""
         columns = ["method", "in domain, %", "out of domain, %", "against the yardsticks", "trials", "seconds a trial", "peak memory, GB"]
         found.append(Table(caption, columns, [list(map(Cell, line)) for _, line in lines]))
     return found

@@ -110,8 +110,9 @@ def _summed_up(study: Study, statuses: list[Status], interrupted: bool, message:
     if interrupted:
         print(f"Interrupted; nothing that was finished is lost. To continue: lowres run {study.name}")
         return INTERRUPTED
-    folder = shown(study.folder)
-    print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
+    if (study.folder / "analysis.ipynb").is_file():
+        folder = shown(study.folder)
+        print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
     return ALL_DONE if states["done"] == len(statuses) and not message else SOME_FAILED
 
 

@@ -65,11 +65,12 @@ def method_against_shots(trials: pd.DataFrame, method: str, published: bool = Fa
 def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
     """Figure 5: LoRA by rank and, thick, averaged over ranks where all were run; a figure a model and task, in domain beside out of domain.
 
-    Of several heads, the first that the study lists; the seeds are those that all ranks have, so that the mean is over the same draws
-    (each rank's own, and no mean, if they have none in common).
+    Of several heads, fidelities or learning rates, the first that the study lists; the seeds are those that all ranks have, so that the mean is
+    over the same draws (each rank's own, and no mean, if they have none in common).
     """
-    lines = trials[(trials["method"] == "lora") & (trials["rank"] != "")] if len(trials) else trials
-    lines = lines[lines["head"] == lines["head"].iloc[0]] if len(lines) else lines
+    lines = trials[(trials["method"] == "lora") & (trials["peft_type"] == "LORA") & trials["main"]] if len(trials) else trials
+    for setting in ("head", "fidelity"):
+        lines = lines[lines[setting] == lines[setting].iloc[0]] if len(lines) else lines
     found = []
     for (model, task), part in lines.groupby(["model", "task"], sort=False) if len(lines) else ():
         domains = [domain for domain in DOMAINS if (part["domain"] == domain).any()]
@@ -79,7 +80,7 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
         part = part[part["seed"].isin(common)] if common else part
         whole = part.groupby(["shots", "rank"])["seed"].nunique().eq(len(common)).groupby("shots").sum()  # ranks with all of them
         everywhere = set(whole.index[whole.eq(len(ranks))]) if len(ranks) > 1 else set()
-        shades = sns.dark_palette(COLOURS["lora"], len(ranks) + 2, reverse=True)[: len(ranks)]
+        shades, overlaid = sns.dark_palette(COLOURS["lora"], len(ranks) + 2, reverse=True)[: len(ranks)], False
         for axes, domain in zip(grid, domains):
             panel = part[part["domain"] == domain]
             places = shot_axis(axes, panel["shots"].unique())
@@ -90,14 +91,13 @@ def lora_by_rank(trials: pd.DataFrame, published: bool = False) -> list[Drawn]:
                 error_line(axes, panel[panel["shots"].isin(everywhere)], places, 2 ** (0.07 * (len(ranks) / 2)), color="black", marker="P",
                            linewidth=2.6, label="mean over ranks")
             _yardsticks(axes, panel)
-            if published:
-                _lay_over(axes, series("lora", task, domain), places)
+            overlaid |= published and _lay_over(axes, series("lora", task, domain), places)
             axes.set(ylabel="accuracy, %", title=DOMAINS[domain])
         figure.suptitle(f"Figure 5 anew: LoRA on {plain(task)}, {plain(model)}; {counted(part)}, bars: 95 % over seeds", fontsize="medium")
         legend_below(figure, grid)
         averaged = " and averaged over ranks" if everywhere else ""
         alt = (f"LoRA on {task} with {model} by rank ({', '.join(map(str, ranks))}){averaged}, against shots; {counted(part)}, "
-               f"dotted is constant prediction" + (f"; {LAID_OVER}." if published else "."))
+               f"dotted is constant prediction" + (f"; {LAID_OVER}." if overlaid else "."))
         found.append(Drawn(figure, file_name("paper-lora-rank", task, model), alt))
     return found
 
@@ -108,11 +108,10 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Drawn]
     for (model, task), part in trials.groupby(["model", "task"], sort=False) if len(trials) else ():
         if part["domain"].nunique() < 2:
             continue
-        methods, looks = list(part["method"].unique()), styles(part)
+        methods, looks, overlaid = list(part["method"].unique()), styles(part), False
         figure, grid = panels(len(methods), across=3, width=4.2, height=4.0)
         for axes, method in zip(grid, methods):
-            if published:
-                _published_pairs(axes, method, task)
+            overlaid |= published and _published_pairs(axes, method, task)
             for i, (variant, line) in enumerate(part[part["method"] == method].groupby("variant", sort=False)):
                 _path(axes, line, {**looks[method, variant], "label": plain(variant) if variant else None}, numbers=i == 0)
             constant = 100 * part.groupby("domain")["constant"].mean()
@@ -126,7 +125,7 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Drawn]
                         "dashed: as good out of domain as in; numbers: shots", fontsize="medium")
         alt = (f"Out-of-domain against in-domain accuracy on {task} with {model}, a panel for each of {', '.join(methods)}; points "
                f"joined from few to many shots; {counted(part)}; dotted lines are constant prediction, "
-               "the diagonal is equal accuracy" + (f"; {LAID_OVER}." if published else "."))
+               "the diagonal is equal accuracy" + (f"; {LAID_OVER}." if overlaid else "."))
         found.append(Drawn(figure, file_name("in-against-out", task, model), alt))
     return found
 
@@ -151,10 +150,11 @@ def _same_limits(grid) -> None:
         axes.set(xlim=(min(ends), max(ends)), ylim=(min(ends), max(ends)), aspect="equal")
 
 
-def _published_pairs(axes, method: str, task: str) -> None:
+def _published_pairs(axes, method: str, task: str) -> bool:
     inside, outside = (series(method, task, domain)["accuracy"] for domain in ("in", "out"))
     if len(inside):
         axes.plot(inside, outside, marker=MARKERS.get(method, "o"), label="published", **PUBLISHED)
+    return bool(len(inside))
 
 
 def _lay_over(axes, line: pd.DataFrame, places: dict) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 
 from lowres.analysis import RUN, interval
 from lowres.collection import Collected
 from lowres.figures import DOMAINS, YARDSTICK, Drawn, counted, error_line, file_name, legend_below, line_name, panels, plain, shot_axis, styles
-from lowres.tables import most_shots
+from lowres.tables import at_most_shots, most_shots
 
 FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
 FEW_ROWS = 20
@@ -21,7 +23,7 @@ def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
     """
     found = []
     for (model, task, name), part in parts.groupby(["model", "task", "set"], sort=False) if len(parts) else ():
-        every = part[part["shots"] == most_shots(part)]
+        every, absent = at_most_shots(part)
         part = every if (every["rows"] < FEW_ROWS).all() else every[every["rows"] >= FEW_ROWS]
         few = every["part"].nunique() - part["part"].nunique()
         looks, order = styles(part), list(part["part"].unique())
@@ -41,13 +43,18 @@ def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
         axes.set_yticks(range(len(order)), [plain(f"{p} ({n:,} rows)") for p, n in part.groupby("part", sort=False)["rows"].first().items()])
         axes.set(xlabel="accuracy, %", xlim=(-2, 102), ylim=(len(order) - 0.4, -0.6))  # the first part at the top
         figure.suptitle(f"{plain(task)}: {plain(name)} by part, {plain(model)}\n{shots_text(part)}; "
-                        f"{counted(part)}, bars: 95 % over seeds", fontsize="medium")
+                        f"{counted(part)}, bars: 95 % over seeds{below(absent)}", fontsize="medium")
         legend_below(figure, [axes])
         alt = (f"Accuracy by part of {name} ({task}, {model}), {shots_text(part)}: parts {', '.join(order)}; {counted(part)}. "
                + (f"{few} more, of fewer than {FEW_ROWS} rows, are in the table alone. " if few else "")
-               + "One label's parts near 100 % and the other's near 0 % mean a constant answer.")
+               + f"One label's parts near 100 % and the other's near 0 % mean a constant answer. {absent}")
         found.append(Drawn(figure, file_name("parts", task, name, model), alt))
     return found
+
+
+def below(absent: str) -> str:
+    """A title's last lines: who has no results at the shots that are drawn."""
+    return "".join(f"\n{plain(line)}" for line in textwrap.wrap(absent, 100))
 
 
 def shots_text(lines: pd.DataFrame) -> str:
@@ -58,7 +65,7 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
     """Reliability diagrams (`predicted.calibration`) at the most shots: a figure a model and task, a panel an evaluation set."""
     found = []
     for (model, task), part in table.groupby(["model", "task"], sort=False) if len(table) else ():
-        part = part[part["shots"] == most_shots(part)]
+        part, absent = at_most_shots(part)
         sets, looks = list(part.groupby(["domain", "set"], sort=False)), styles(part)
         figure, grid = panels(len(sets), width=5.6, height=4.2 + 0.19 * len(looks))
         for axes, ((domain, name), panel) in zip(grid, sets):
@@ -73,9 +80,9 @@ def calibration_figures(table: pd.DataFrame) -> list[Drawn]:
         trials = sorted(part["trials"].unique())
         count = f"{trials[0]} trials a line" if len(trials) == 1 else f"{trials[0]} to {trials[-1]} trials a line"
         figure.suptitle(f"{plain(task)}, {plain(model)}: calibration at {shots_text(part)}; {count};\n"
-                        f"dotted: perfectly calibrated; ECE in points; points of at least {FEWEST} answers", fontsize="medium")
+                        f"dotted: perfectly calibrated; ECE in points; points of at least {FEWEST} answers{below(absent)}", fontsize="medium")
         alt = (f"Reliability diagrams on {task} with {model} at {shots_text(part)}, share right against confidence; {count}; "
-               "the dotted diagonal is perfect calibration, below it a method is too sure. The legend has each expected calibration error.")
+               f"the dotted diagonal is perfect calibration, below it a method is too sure. The legend has each expected calibration error. {absent}")
         found.append(Drawn(figure, file_name("calibration", task, model), alt))
     return found
 
@@ -90,23 +97,23 @@ def training_figures(found: Collected) -> list[Drawn]:
     if not lines:
         return []
     table = pd.DataFrame(lines)
-    places = list(table.groupby(["model", "task"], sort=False))
+    places = [(place, *at_most_shots(part)) for place, part in table.groupby(["model", "task"], sort=False)]
     looks = styles(table)
     figure, grid = panels(len(places))
-    for axes, ((model, task), part) in zip(grid, places):
-        part = part[part["shots"] == most_shots(part)]
+    for axes, ((model, task), part, _) in zip(grid, places):
         for key, line in part.groupby(["method", "variant"], sort=False):
             steps = min(map(len, line["losses"]))
             mean = np.mean([losses[:steps] for losses in line["losses"]], axis=0)
             axes.plot(np.linspace(0, 100, steps), mean, label=line_name(*key), markevery=max(1, steps // 6), markersize=5, **looks[key])
         axes.axhline(np.log(part["labels"].iloc[0]), label="knowing nothing, log(labels)", **YARDSTICK)
         axes.set(xlabel="part of the training, %", ylabel="training loss", title=f"{plain(task)}, {plain(model.split('/')[-1])}, {shots_text(part)}")
-    trials = table.groupby(["method", "variant", "model", "task", "shots"]).size()
+    trials = pd.concat([part for _, part, _ in places]).groupby(["method", "variant", "model", "task"]).size()
     count = f"{trials.min()}" if trials.min() == trials.max() else f"{trials.min()} to {trials.max()}"
     figure.suptitle(f"Training loss, mean of {count} trials a line", fontsize="medium")
     legend_below(figure, grid)
     alt = (f"Training loss against the part of the training done, mean of {count} trials a line; dotted: the cross-entropy of knowing nothing. "
-           "Losses over the vocabulary and distillation's are other losses, and compare only with themselves.")
+           "Losses over the vocabulary and distillation's are other losses, and compare only with themselves."
+           + "".join(f" {task}, {model}: {absent}" for (model, task), _, absent in places if absent))
     return [Drawn(figure, "training", alt)]
 
 
@@ -123,7 +130,7 @@ def cost_figures(trials: pd.DataFrame) -> list[Drawn]:
     """Accuracy against each cost at the most shots, the Pareto front drawn: a figure a model, task and domain."""
     found = []
     for (model, task, domain), part in trials.groupby(["model", "task", "domain"], sort=False) if len(trials) else ():
-        part = part[part["shots"] == most_shots(part)]
+        part, absent = at_most_shots(part)
         looks = styles(part)
         figure, grid = panels(len(COSTS), across=3, width=4.2, height=3.9)
         for axes, (cost, text) in zip(grid, COSTS.items()):
@@ -140,11 +147,11 @@ def cost_figures(trials: pd.DataFrame) -> list[Drawn]:
             _cost_scale(axes, cost, [x for x, _ in points.values()])
             axes.set(xlabel=text, ylabel="accuracy, %" if cost == "seconds" else "")
         figure.suptitle(f"{plain(task)}, {DOMAINS[domain]}, {plain(model)}, {shots_text(part)}: {counted(part)}, "
-                        "bars: 95 % over seeds", fontsize="medium")
+                        f"bars: 95 % over seeds{below(absent)}", fontsize="medium")
         legend_below(figure, grid)
         alt = (f"Accuracy {DOMAINS[domain]} on {task} with {model} at {shots_text(part)} against seconds, peak memory and trained "
                f"parameters; {counted(part)}; "
-               "the stepped line is the Pareto front (nothing cheaper is better), dotted is constant prediction. See the table of costs.")
+               f"the stepped line is the Pareto front of these (nothing cheaper is better), dotted is constant prediction. {absent}")
         found.append(Drawn(figure, file_name("cost", task, domain, model), alt))
     return found
 

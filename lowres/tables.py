@@ -94,6 +94,8 @@ def _remarks(one: Judged, margin: float) -> list[str]:
     if copies:
         remarks.append(f"{copies} seeds are copies of others and were not counted")
     remarks += [f"{pair.contrast.name}: {pair.identical:.0%} of the pairs are one trial, to the last digit" for pair in one.pairs if pair.identical]
+    if apart := max((pair.apart for pair in one.pairs), default=0):
+        remarks.append(f"seconds: {apart} cells have trials of different machines, and those were left out")
     compared = [pair for pair in one.pairs if pair.contrast.measure in ACCURACY and len(pair.d)]
     blind = [pair for pair in compared if not pair.learnt]
     if blind:
@@ -212,13 +214,21 @@ def parts(found: Collected) -> pd.DataFrame:
 
 
 def parts_table(table: pd.DataFrame) -> Styler | Markdown:
-    """Mean accuracy over seeds, percent: a line a part, a column a method and variant, at the most shots."""
+    """Mean accuracy over seeds, percent: a line a part, a column a method and variant, at the most shots of its model and task."""
     if not len(table):
         return Markdown("Nothing is broken down in this study so far.")
-    most = table[table["shots"].astype(str) == str(most_shots(table))]
+    most = pd.concat([at_most_shots(part)[0] for _, part in table.groupby(["model", "task"], sort=False)])
     lines = most.assign(line=(most["method"] + " " + most["variant"]).str.strip(), accuracy=100 * most["accuracy"])
     wide = lines.pivot_table(index=["model", "task", "set", "part", "rows"], columns="line", values="accuracy", sort=False)
     return static(wide.round(1).reset_index().map(lambda value: f"{value:.1f}" if isinstance(value, float) else value))
+
+
+def at_most_shots(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The lines at the most shots, and a sentence naming the methods that have none there; empty if all have."""
+    part = table[table["shots"].astype(str) == str(most_shots(table))]
+    all_lines, present = ((lines["method"] + " " + lines["variant"]).str.strip().unique() for lines in (table, part))
+    absent = sorted(set(all_lines) - set(present))
+    return part, f"Without results at that count: {', '.join(absent)}." if absent else ""
 
 
 def most_shots(table: pd.DataFrame) -> int | str:

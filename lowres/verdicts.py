@@ -140,12 +140,12 @@ def by_learning_rate(trials: pd.DataFrame, margin: float) -> dict[float, list[Ju
     """The claims anew for each learning rate, if a method has several: a method without that rate keeps its main one."""
     if not len(trials):
         return {}
-    trained = trials[trials["learning_rate"] != ""]
+    trained = trials[(trials["learning_rate"] != "") & ~trials["ablation"]]
     if not len(trained) or not (trained.groupby("group")["learning_rate"].nunique() > 1).any():
         return {}
     result = {}
     for rate in sorted(trained["learning_rate"].unique()):
-        first = trials[trials["learning_rate"] == rate].groupby("group")["variant"].first()
+        first = trained[trained["learning_rate"] == rate].groupby("group")["variant"].first()
         chosen = np.where(trials["group"].isin(first.index), trials["variant"] == trials["group"].map(first), trials["main"])
         result[float(rate)] = judge(trials.assign(main=chosen.astype(bool)), margin, flips=False)
     return result

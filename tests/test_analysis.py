@@ -113,7 +113,6 @@ def test_advice(tmp_path):
     path, outputs = filled(tmp_path, shots=(2, 16), effect=effect, methods=[METHODS[0], {"method": "lora"}])
     trials = collection.collect(path, outputs).trials
     assert "**lora" in advise(trials, Budget()) and "probability 100%" in advise(trials, Budget())
-    assert "**vanilla" in advise(trials, Budget(seconds=100.0, memory_gb=0)) or "**lora" in advise(trials, Budget(seconds=100.0))
     assert "nothing in this study fits" in advise(trials, Budget(labels_per_class=1))
     twin = trials[trials["method"] == "lora"].assign(method="adaptive", variant="adapt=pattern")
     said = advise(pd.concat([trials, twin]), Budget())

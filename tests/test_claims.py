@@ -43,19 +43,6 @@ def test_two_one_sided_tests_are_those_of_statsmodels():
     assert contrasts.equivalent([Part(d, 0, np.inf)], 2.0) == pytest.approx(expected)
 
 
-def test_seconds_are_compared_where_both_sides_ran_on_one_processor(tmp_path):
-    path = make_study(tmp_path, shots=(2, 16))
-    fill(read_study(path, outputs=str(tmp_path / "outputs")), lambda run, domain: 0.0, 1.0, predictions=False)
-    trials = collect(path, str(tmp_path / "outputs")).trials
-    moved = (trials["method"] == "vanilla") & (trials["shots"] == 16) & (trials["seed"] > 0)
-    trials = trials.assign(device=np.where(moved, "another", "one"), train_seconds=np.where(moved, 100.0, 1.0))
-    seconds, accuracy = (paired(relevant(trials), Contrast(VANILLA, PBFT, measure)) for measure in ("train_seconds", "in"))
-    assert {cell[2] for cell in accuracy.cells} == {2, 16} and {cell[2] for cell in seconds.cells} == {2}
-    assert not seconds.d.any()
-    apart = trials.assign(device=trials["method"])
-    assert "no seed" in paired(relevant(apart), Contrast(VANILLA, PBFT, "train_seconds")).missing
-
-
 def test_holm_is_the_worked_example():
     # Four p values of Holm's step-down: 4 x 0.005, 3 x 0.01, then 2 x 0.03 and, as it may not fall, the same again.
     assert contrasts.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])

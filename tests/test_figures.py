@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
-from synthetic import filled
+from synthetic import filled, make_study
 
 from lowres import collection, figures, paper_figures, predicted, study_figures, tables
+from lowres.study import read_study
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +78,18 @@ def test_a_methods_colours_are_seaborns_own():
     assert list(figures.COLOURS.values()) == sns.color_palette("colorblind", len(figures.METHODS)).as_hex()
 
 
-def test_calibration_error_is_the_mean_gap():
-    bins = np.zeros((1, predicted.BINS, 3))
-    bins[0, 9], bins[0, 5] = (100, 95, 80), (100, 55, 55)  # 95 % sure and 80 % right on half of the rows: 7.5 points over all
-    error = np.mean(np.abs(bins[:, :, 1] - bins[:, :, 2]).sum(axis=1) / bins[:, :, 0].sum(axis=1))
-    assert error == pytest.approx(0.075)
+def test_calibration_error_is_the_mean_gap(tmp_path):
+    # 95 % sure and 80 % right on half of the rows, 55 % sure and as often right on the others: a gap of 7.5 points over all.
+    sure, right = np.repeat([0.95, 0.55], 100), np.concatenate([np.arange(100) < 80, np.arange(100) < 55])
+    rows = pd.DataFrame({"set": "test", "row": range(200), "label": 1, "prediction": right.astype(int), "logit_no": 0.0})
+    rows["logit_yes"] = np.where(right, 1, -1) * np.log(sure / (1 - sure))
+    (tmp_path / "trials").mkdir()
+    rows.to_parquet(tmp_path / "trials" / "seed-0.parquet")
+    trials = pd.DataFrame({"method": "pbft", "variant": "", "model": "m", "task": "t", "shots": 2, "domain": "in", "set": "test",
+                           "folder": str(tmp_path), "seed": [0]})
+    table = predicted.calibration(trials)
+    assert table["ece"].to_numpy() == pytest.approx([0.075, 0.075])
+    assert table[["confidence", "right", "rows"]].to_numpy().tolist() == [pytest.approx([0.55, 0.55, 100]), pytest.approx([0.95, 0.80, 100])]
 
 
 def test_a_models_size_is_the_backbones_not_an_adapters(found):
@@ -198,8 +207,48 @@ def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
         assert all(name in tables.parts_table(table).to_html() for name in names)
 
 
-def test_captions_speak_of_published_marks_only_where_there_are_any(found):
+def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
+    methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "vary": {"rank": [1], "shots": [2]}}]
+    found = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3), methods=methods))
+    every = [*study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(predicted.calibration(found.trials)),
+             *study_figures.training_figures(found), *study_figures.cost_figures(found.trials)]
+    said = [one.alt for one in every]
+    assert len(said) == 6 and all("Without results at that count: lora rank=1." in alt for alt in said)
+    titles = [one.figure.get_suptitle() for one in every if one.name != "training"]
+    assert all("Without results at that count: lora rank=1." in title for title in titles)
+    whole = found.trials[found.trials["method"] != "lora"]
+    assert not any("Without" in one.alt for one in study_figures.cost_figures(whole))
+
+
+def test_parts_are_told_at_the_most_shots_of_their_own_task(tmp_path):
+    parts = tables.parts(collection.collect(*filled(tmp_path, tasks=("cola", "mnli"), shots=(2, 16), seeds=range(2), methods=[{"method": "pbft"}])))
+    shown = tables.parts_table(parts[(parts["task"] == "cola") | (parts["shots"] == 2)]).to_html()
+    assert "rhl07" in shown and "constituent/entailment" in shown
+
+
+def test_ranks_of_other_adapters_rates_and_fidelities_are_no_part_of_figure_5(tmp_path):
+    lora = [{"method": "lora"}, {"method": "lora", "set": {"learning_rate": 0.5}}, {"method": "lora", "set": {"peft_type": "IA3"}},
+            {"method": "lora", "set": {"fidelity": "as_coded", "head": "classifier", "learning_rate": 1.0e-5}}]
+    effect = lambda run, domain: 5.0 if run.parameters == own else 25.0  # noqa: E731
+    own = read_study(make_study(tmp_path, shots=(2,), seeds=range(3), methods=lora), outputs=str(tmp_path / "outputs")).runs[0].parameters
+    trials = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(3), methods=lora, effect=effect, spread=0.1)).trials
+    [drawn] = paper_figures.lora_by_rank(trials)
+    points = [bar.lines[0].get_ydata() for bar in drawn.figure.axes[0].containers]
+    assert len(points) == 1 and points[0] == pytest.approx([74.3], abs=0.5), "constant 69.3 and 5 points"
+
+
+def test_all_ten_lines_of_a_method_look_different(tmp_path):
+    lora = [{"method": "lora", "vary": {"rank": list(range(1, 11))}}]
+    looks = figures.styles(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    assert len({(str(look["linestyle"]), look["fillstyle"]) for look in looks.values()}) == 10
+
+
+def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
+    other = collection.collect(*filled(tmp_path, tasks=("grammar", "mnli"), shots=(2,), seeds=range(2))).trials
+    without = [*paper_figures.lora_by_rank(other, True), *paper_figures.in_against_out(other[other["task"] == "grammar"], True)]
+    assert len(without) == 3 and not any("hollow grey" in one.alt for one in without), "LoRA was published on CoLA alone"
+    assert all("hollow grey" in one.alt for one in paper_figures.in_against_out(found.trials, True))
     assert "hollow grey" in by_name["paper-vanilla"]
     assert "hollow grey" not in by_name["paper-in_context"] and "not in the paper" in by_name["paper-in_context"]
 

@@ -244,7 +244,7 @@ def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_
 def orders(tmp_path, monkeypatch):
     """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
     study = write_study(tmp_path, shots=[2, 4])
-    monkeypatch.setattr("lowres.orders._check", lambda study: None)
+    monkeypatch.setattr("lowres.orders._check", lambda study: ["days: a warning"])
 
     def in_turn(study, statuses, todo, options, *_):
         return Outcome([execute(one, options) for one in todo])
@@ -258,9 +258,12 @@ def test_the_exit_code_says_whether_all_is_done(tmp_path, temporary, orders, mon
     study, order = orders
     write_notebook(tmp_path / "n", work="assert shots != 4")
     assert order() == 1 and states(study) == ["done", "failed"]
-    assert "1 failed runs wait for --retry-failed" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "1 failed runs wait for --retry-failed" in said.err and said.out.startswith("days: a warning\n")
+    assert "analysis.ipynb" not in said.out, "there is none to read"
     assert order() == 1 and len(noted(study)) == 2, "a failed run is not tried again unasked"
     finish(study.runs[1])
+    (study.folder / "analysis.ipynb").write_text("{}")
     assert order() == 0
     assert "analysis.ipynb first" in capsys.readouterr().out
 
