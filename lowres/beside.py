@@ -39,23 +39,28 @@ def side_by_side(trials: list[dict[str, Any]], own: str) -> pd.DataFrame:
 
 
 def compared(trials: list[dict[str, Any]], one: str, other: str) -> list[str]:
-    """A sentence an evaluation set: is `one` more accurate than `other`, paired by seed, as far as the seeds tell?
+    """A sentence an evaluation set: is `one` more accurate than `other`, paired by seed, as far as the seeds tell? And by how much its MCC differs.
 
     Both are names under `also`; any other name is the trials' own result. Seeds that all say the same leave no interval.
     """
     sentences = []
     for name in trials[0]["sets"]:
-        pairs = [[trial.get("also", {}).get(who, trial)["sets"][name]["accuracy"] for who in (one, other)] for trial in trials]
-        gain = np.round(100 * (np.array(pairs)[:, 0] - np.array(pairs)[:, 1]), 9)  # equal gains are equal, whatever their last bit
-        sentences.append(f"{name}: the {one} {_verdict(gain)} the {other}: {gain.mean():+.1f} points ({_spread(gain)})")
+        gain, mcc = (np.array([_gain(trial, name, one, other, score) for trial in trials]) for score in ("accuracy", "mcc"))
+        sentences.append(f"{name}: the {one} {_verdict(100 * gain)} the {other}: {100 * gain.mean():+.1f} points ({_spread(100 * gain, '.1f')}); "
+                         f"MCC {mcc.mean():+.3f} ({_spread(mcc, '.3f')})")
     return sentences
 
 
-def _spread(gain: np.ndarray) -> str:
+def _gain(trial: dict[str, Any], name: str, one: str, other: str, score: str) -> float:
+    own, others = (trial.get("also", {}).get(who, trial)["sets"][name][score] for who in (one, other))
+    return round(own - others, 11)  # equal gains are equal, whatever their last bit
+
+
+def _spread(gain: np.ndarray, form: str) -> str:
     if np.ptp(gain) == 0:
         return "one seed: no interval" if len(gain) == 1 else f"the same for all {len(gain)} seeds: no interval"
     low, high = analysis.interval(gain)
-    return f"95 % interval {low:+.1f} to {high:+.1f} over {len(gain)} seeds"
+    return f"95 % interval {low:+{form}} to {high:+{form}} over {len(gain)} seeds"
 
 
 def _verdict(gain: np.ndarray) -> str:

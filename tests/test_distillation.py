@@ -268,9 +268,9 @@ def test_the_lesson_shown_is_the_divergence_by_hand(backbone, task):
 
 
 def trial_with(own: float, **also: float) -> dict:
-    """A trial of which only accuracies matter here."""
-    scores = {"domain": "in", "mcc": 0.0, "macro_f1": 0.0, "n": 10, "constant": 0.5, "commonest_prediction": 0.5, "by": {}}
-    result = lambda value: {"sets": {"a": {**scores, "accuracy": value}}, "outcome_sha256": str(value)}
+    """A trial of which only accuracies and MCCs matter here."""
+    scores = {"domain": "in", "macro_f1": 0.0, "n": 10, "constant": 0.5, "commonest_prediction": 0.5, "by": {}}
+    result = lambda value: {"sets": {"a": {**scores, "accuracy": value, "mcc": 2 * value - 1}}, "outcome_sha256": str(value)}
     rest = {"seed": 0, "seconds": {"train": 1.0}, "memory": {"resident": 1.0}, "trainable": 1, "losses": []}
     return {**rest, **result(own), "also": {who.replace("_", " "): result(value) for who, value in also.items()}}
 
@@ -284,6 +284,7 @@ def test_the_teacher_is_compared_with_the_untrained_student_by_seed(teacher, ver
     [sentence] = compared(trials, "teacher", "student before")
     assert f"the teacher {verdict} the student before" in sentence
     assert ("no interval" in sentence) == (len(set(teacher)) == 1)
+    assert f"; MCC {2 * (sum(teacher) / len(teacher) - 0.5):+.3f} (" in sentence
     assert compared(trials, "student after", "student before")[0].startswith("a: the student after is ahead of")
 
 
