@@ -95,7 +95,7 @@ def _remarks(one: Judged, margin: float) -> list[str]:
         remarks.append(f"{copies} seeds are copies of others and were not counted")
     remarks += [f"{pair.contrast.name}: {pair.identical:.0%} of the pairs are one trial, to the last digit" for pair in one.pairs if pair.identical]
     if apart := max((pair.apart for pair in one.pairs), default=0):
-        remarks.append(f"seconds: {apart} cells have trials of different machines, and those were left out")
+        remarks.append(f"seconds: cells left out, since their trials ran on different machines: {apart}")
     compared = [pair for pair in one.pairs if pair.contrast.measure in ACCURACY and len(pair.d)]
     blind = [pair for pair in compared if not pair.learnt]
     if blind:

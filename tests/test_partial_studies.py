@@ -31,7 +31,7 @@ def test_seconds_are_compared_where_both_sides_ran_on_one_machine(tmp_path):
     seconds, accuracy = (paired(relevant(trials), Contrast(VANILLA, PBFT, measure)) for measure in ("train_seconds", "in"))
     assert shots_of(accuracy) == {2, 16} and shots_of(seconds) == {2} and not seconds.d.any()
     remarks = tables.verdict_table(verdicts.judge(trials, 2.0), 2.0)["remarks"]
-    assert "seconds: 1 cells have trials of different machines" in remarks[6] and "machines" not in remarks[0]
+    assert "seconds: cells left out, since their trials ran on different machines: 1" in remarks[6] and "machines" not in remarks[0]
     apart = paired(relevant(trials.assign(machine=trials["method"])), Contrast(VANILLA, PBFT, "train_seconds"))
     assert apart.missing == "vanilla − PBFT, training seconds: no seed that both have on one machine"
 
