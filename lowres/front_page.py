@@ -16,7 +16,7 @@ import pandas as pd
 from lowres.analysis import RUN, UNTRAINED, accuracy_interval, interval, verdict
 from lowres.collection import Collected
 from lowres.study import Run
-from lowres.tables import at_most_shots, most_shots, readable_results, result_table
+from lowres.tables import at_most_shots, most_shots, of_machines, readable_results, result_table
 
 
 @dataclass
@@ -100,7 +100,7 @@ def glances(trials: pd.DataFrame) -> list[Table]:
         lines = sorted((_glance(key, run) for key, run in part.groupby(["method", "variant"], sort=False)), key=lambda line: -line[0])
         caption = f"{Path(task).stem}, {model}, at {_shots(shots)} a class. A constant answer scores {_by_domain(part, 'constant')}"
         caption += f"; the untrained model {_by_domain(part, 'untrained')}." if part["untrained"].notna().any() else "."
-        caption += f" {absent}" if absent else ""
+        caption += "".join(f" {note}" for note in (absent, of_machines(part)) if note)
         columns = ["method", "in domain, %", "out of domain, %", "against the yardsticks", "trials", "seconds a trial", "peak memory, GB"]
         found.append(Table(caption, columns, [list(map(Cell, line)) for _, line in lines]))
     return found

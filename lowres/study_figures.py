@@ -10,7 +10,7 @@ import pandas as pd
 from lowres.analysis import RUN, interval
 from lowres.collection import Collected
 from lowres.figures import DOMAINS, YARDSTICK, Drawn, counted, error_line, file_name, legend_below, line_name, panels, plain, shot_axis, styles
-from lowres.tables import at_most_shots, most_shots
+from lowres.tables import at_most_shots, most_shots, of_machines
 
 FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
 FEW_ROWS = 20
@@ -52,9 +52,9 @@ def parts_figures(parts: pd.DataFrame) -> list[Drawn]:
     return found
 
 
-def below(absent: str) -> str:
-    """A title's last lines: who has no results at the shots that are drawn."""
-    return "".join(f"\n{plain(line)}" for line in textwrap.wrap(absent, 100))
+def below(notes: str) -> str:
+    """A title's last lines: what must be known before the figure is read."""
+    return "".join(f"\n{plain(line)}" for line in textwrap.wrap(notes, 100))
 
 
 def shots_text(lines: pd.DataFrame) -> str:
@@ -131,6 +131,7 @@ def cost_figures(trials: pd.DataFrame) -> list[Drawn]:
     found = []
     for (model, task, domain), part in trials.groupby(["model", "task", "domain"], sort=False) if len(trials) else ():
         part, absent = at_most_shots(part)
+        notes = f"{of_machines(part)} {absent}".strip()
         looks = styles(part)
         figure, grid = panels(len(COSTS), across=3, width=4.2, height=3.9)
         for axes, (cost, text) in zip(grid, COSTS.items()):
@@ -147,11 +148,11 @@ def cost_figures(trials: pd.DataFrame) -> list[Drawn]:
             _cost_scale(axes, cost, [x for x, _ in points.values()])
             axes.set(xlabel=text, ylabel="accuracy, %" if cost == "seconds" else "")
         figure.suptitle(f"{plain(task)}, {DOMAINS[domain]}, {plain(model)}, {shots_text(part)}: {counted(part)}, "
-                        f"bars: 95 % over seeds{below(absent)}", fontsize="medium")
+                        f"bars: 95 % over seeds{below(notes)}", fontsize="medium")
         legend_below(figure, grid)
         alt = (f"Accuracy {DOMAINS[domain]} on {task} with {model} at {shots_text(part)} against seconds, peak memory and trained "
                f"parameters; {counted(part)}; "
-               f"the stepped line is the Pareto front of these (nothing cheaper is better), dotted is constant prediction. {absent}")
+               f"the stepped line is the Pareto front of these (nothing cheaper is better), dotted is constant prediction. {notes}")
         found.append(Drawn(figure, file_name("cost", task, domain, model), alt))
     return found
 
@@ -191,9 +192,10 @@ def cost_against_shots(trials: pd.DataFrame) -> list[Drawn]:
         cheapest = part.groupby(["method", "variant", "shots"])["seconds"].mean().min()
         axes.axhline(cheapest, label="the cheapest run", **YARDSTICK)
         axes.set(ylabel="seconds a trial", ylim=(0, None), title=f"{plain(task)}, {plain(model.split('/')[-1])}")
-    figure.suptitle(f"What a trial takes: {counted(once)}, bars: 95 % over seeds", fontsize="medium")
+    figure.suptitle(f"What a trial takes: {counted(once)}, bars: 95 % over seeds{below(of_machines(once))}", fontsize="medium")
     legend_below(figure, grid)
-    alt = f"Seconds a trial against shots by method; {counted(once)}; dotted: the cheapest run. The numbers are in the table of costs."
+    alt = (f"Seconds a trial against shots by method; {counted(once)}; dotted: the cheapest run. "
+           f"The numbers are in the table of costs. {of_machines(once)}")
     found.append(Drawn(figure, "cost-shots", alt))
     if once["model"].nunique() > 1:
         found.append(_against_size(once, looks))

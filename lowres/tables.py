@@ -231,6 +231,12 @@ def at_most_shots(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return part, f"Without results at that count: {', '.join(absent)}." if absent else ""
 
 
+def of_machines(trials: pd.DataFrame) -> str:
+    """A sentence for where seconds stand side by side that do not compare."""
+    count = trials["machine"].nunique()
+    return f"Seconds are of {count} machines, and do not compare." if count > 1 else ""
+
+
 def most_shots(table: pd.DataFrame) -> int | str:
     """The largest count of shots; 'all' only where there is nothing else."""
     counts = [shots for shots in table["shots"].unique() if not isinstance(shots, str)]

@@ -220,6 +220,14 @@ def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
     assert not any("Without" in one.alt for one in study_figures.cost_figures(whole))
 
 
+def test_seconds_of_several_machines_are_not_drawn_side_by_side_without_a_word(found):
+    machines = found.trials.assign(machine=found.trials["method"])
+    drawn = [study_figures.cost_figures(machines)[0], study_figures.cost_against_shots(machines)[0]]
+    said = "Seconds are of 6 machines, and do not compare."
+    assert all(said in one.alt and said in one.figure.get_suptitle() for one in drawn)
+    assert not any("machines" in one.alt for one in study_figures.cost_figures(found.trials))
+
+
 def test_parts_are_told_at_the_most_shots_of_their_own_task(tmp_path):
     parts = tables.parts(collection.collect(*filled(tmp_path, tasks=("cola", "mnli"), shots=(2, 16), seeds=range(2), methods=[{"method": "pbft"}])))
     shown = tables.parts_table(parts[(parts["task"] == "cola") | (parts["shots"] == 2)]).to_html()
