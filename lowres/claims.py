@@ -177,9 +177,8 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
         result.missing = f"no {' and no '.join(empty)}" if empty else f"{contrast.name}: no task, model and shot count that both have"
         return result
     seeds = {cell: _seeds(one + other, contrast.measure) for cell, (one, other) in both.items()}
-    size = lambda cell: (len(seeds[cell]), *map(len, both[cell]))
-    fullest = (most := max(map(len, seeds.values())), *np.max([size(cell)[1:] for cell in both if len(seeds[cell]) == most], axis=0))
-    result.cells = {cell: both[cell] for cell in both if size(cell) == fullest}
+    size = {cell: (len(seeds[cell]), len({line["folder"] for line in one + other})) for cell, (one, other) in both.items()}  # seeds, runs
+    result.cells = {cell: both[cell] for cell in both if size[cell] == max(size.values())}
     result.apart = sum(len(seeds[cell]) < len(_seeds(one + other, "")) for cell, (one, other) in both.items())
     common = sorted(set.intersection(*(seeds[cell] for cell in result.cells)))
     result.seeds = _without_copies(result.cells, common)

@@ -9,7 +9,7 @@ from synthetic import METHODS, fill, make_study
 
 from lowres import tables, verdicts
 from lowres.advice import Budget, advise, candidates
-from lowres.claims import ADAPTIVE, PATTERN, PBFT, VANILLA, Contrast, paired, relevant
+from lowres.claims import ADAPTIVE, LORA, PATTERN, PBFT, VANILLA, Contrast, paired, relevant
 from lowres.collection import collect
 from lowres.study import read_study
 
@@ -53,6 +53,21 @@ def test_a_cell_waits_for_all_runs_of_a_side(tmp_path):
     lines = relevant(made(tmp_path, only=whole, shots=(2, 16), methods=METHODS[:3]))
     assert shots_of(paired(lines, Contrast(ADAPTIVE, PBFT, "out"))) == {2}
     assert shots_of(paired(lines, Contrast(PATTERN, PBFT, "out"))) == {2, 16}, "one reading does not wait for another"
+
+
+def test_a_task_with_more_evaluation_sets_has_no_more_runs(tmp_path):
+    trials = made(tmp_path, tasks=("cola", "mnli"), shots=(2,), methods=METHODS[:2])
+    more = trials[(trials["task"] == "mnli") & (trials["domain"] == "out")].assign(set="another")
+    pair = paired(relevant(pd.concat([trials, more])), Contrast(VANILLA, PBFT, "out"))
+    assert {cell[0] for cell in pair.cells} == {"cola", "mnli"}
+
+
+def test_where_each_cell_lacks_a_run_of_another_side_something_is_compared_all_the_same(tmp_path):
+    methods = [METHODS[2], {"method": "lora", "set": {"head": "classifier"}, "vary": {"rank": [1, 8]}}]
+    lacks = {2: "layers", 16: 8}
+    there = lambda run, seed: lacks[run.parameters.shots] not in (getattr(run.parameters, "adapt", ""), getattr(run.parameters, "rank", ""))  # noqa: E731
+    pair = paired(relevant(made(tmp_path, only=there, shots=(2, 16), methods=methods)), Contrast(ADAPTIVE, LORA, "in"))
+    assert len(pair.d) == 10 and pair.cells
 
 
 def test_in_a_study_of_other_tasks_each_task_is_an_arena_of_its_own(tmp_path):
