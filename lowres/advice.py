@@ -69,7 +69,7 @@ def _comparable(lines: pd.DataFrame, out: list[str]) -> pd.DataFrame:
     lines = lines[~lines["ablation"]]
     who = RUN[:-1]  # all but the shots
     have = lines.drop_duplicates([*who, "count"])["count"].value_counts()
-    count = max(have[have == have.max()].index)
+    count = max(have[have == have.max()].index, default=0)  # none, where only ablations have results
     for key, run in lines.groupby(who, sort=False):
         if not (run["count"] == count).any():
             out.append(f"{label((*key, run['shots'].iloc[-1]))}: no results at the {_number(count)} shots of the others")

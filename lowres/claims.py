@@ -164,8 +164,8 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
     these, so that a study that is still running is compared where it is complete. Seconds need both sides' trials on one machine.
     """
     result = Paired(contrast)
-    ours = contrast.tasks == COLA and not any(str(line["task"]).startswith(PAPER) for line in lines)
-    if contrast.tasks and not ours:  # a study of other tasks alone is asked of those that it has
+    other = contrast.tasks == COLA and not any(str(line["task"]).startswith(PAPER) for line in lines)
+    if contrast.tasks and not other:  # a study of other tasks alone is asked of those that it has
         lines = [line for line in lines if line["task"] in contrast.tasks]
     if contrast.measure in ACCURACY:
         lines = [line for line in lines if line["domain"] == contrast.measure]
@@ -222,15 +222,11 @@ def _cells(lines: list[Line], side: Side, keys: list[str]) -> dict[tuple, list[L
 
 def _without_copies(cells: dict[tuple, tuple[list[Line], list[Line]]], seeds: list[int]) -> list[int]:
     """A seed whose predictions, on either side and everywhere, repeat an earlier seed's is a copy, not a trial."""
-    seen: tuple[set, set] = (set(), set())
-    kept = []
+    first: tuple[dict, dict] = ({}, {})  # by side: predictions -> the first seed that has them
     for seed in seeds:
-        outcomes = [tuple(line.by_seed[seed]["outcome"] for pair in cells.values() for line in pair[side]) for side in (0, 1)]
-        if not any(outcome in before for outcome, before in zip(outcomes, seen)):
-            kept.append(seed)
-        for outcome, before in zip(outcomes, seen):
-            before.add(outcome)
-    return kept
+        for side in (0, 1):
+            first[side].setdefault(tuple(line.by_seed[seed]["outcome"] for pair in cells.values() for line in pair[side]), seed)
+    return [seed for seed in seeds if all(seed in found.values() for found in first)]
 
 
 def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:

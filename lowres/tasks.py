@@ -167,7 +167,7 @@ def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
         other = read_task(asked)
         if task_path(asked) == task_path(name):
             raise BadInput(f"{spec.name}: also_evaluate: {asked!r} is the task itself")
-        if any(rows.task and found.startswith(f"{other.name}.") for found, rows in sets.items()):
+        if [read_task(one).name for one in also_evaluate].count(other.name) > 1:
             raise BadInput(f"{spec.name}: also_evaluate: two tasks are called {other.name!r}")
         if (len(other.labels), len(other.text)) != (len(spec.labels), len(spec.text)):
             raise BadInput(

@@ -100,6 +100,12 @@ def test_ablations_have_no_say_in_the_shots_that_advice_is_given_for(tmp_path):
     assert "ablations: lora (rank=1) with 2 seeds, lora (rank=2) with 2 seeds, lora (rank=4) with 2 seeds" in out
 
 
+def test_advice_from_ablations_alone_names_no_one(tmp_path):
+    lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 1, "seeds": [0, 1]}}]
+    trials = made(tmp_path, shots=(2,), methods=lora, only=lambda run, seed: run.parameters.rank == 1)
+    assert "nothing in this study fits the budget. Left out: ablations: lora (rank=1) with 2 seeds" in advise(trials, Budget())
+
+
 def test_advice_without_a_common_seed_names_no_winner(tmp_path):
     trials = made(tmp_path, shots=(2,), methods=[{"method": "vanilla", "set": {"seeds": [0, 1]}}, {"method": "pbft", "set": {"seeds": [2, 3]}}])
     said = advise(trials, Budget())

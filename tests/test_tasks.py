@@ -207,6 +207,12 @@ def test_a_task_that_is_evaluated_besides_is_the_file_that_was_asked_for_whateve
     assert both.evaluation["grammar.test"]["label"].tolist() == [0], "'good' is the other file's first label"
 
 
+def test_a_name_that_begins_like_another_is_another(make_task, tmp_path):
+    name, folder = make_task()
+    both = [days(tmp_path, file, TEST, name=called) for file, called in (("one", "a.b"), ("two", "a"))]
+    assert {"a.b.test", "a.test"} <= set(load_task(name, folder, also_evaluate=both).evaluation)
+
+
 def test_a_fingerprint_knows_a_task_evaluated_besides_by_its_content(make_task, tmp_path):
     name, _ = make_task()
     first = days(tmp_path, "first", TEST, name="other")
