@@ -95,6 +95,11 @@ def probability_best(scores: np.ndarray, times: int = 10_000) -> np.ndarray:
     return (best / best.sum(axis=1, keepdims=True)).mean(axis=0)  # equals share the draw
 
 
+def _percent(chance: float) -> str:
+    """Never 100 or 0 %: a few seeds drawn anew say little of what is rarer than one in a hundred."""
+    return "more than 99 %" if chance > 0.99 else "less than 1 %" if chance < 0.01 else f"{100 * chance:.0f} %"
+
+
 def advise(trials: pd.DataFrame, budget: Budget) -> str:
     """The advice for each task of a study, as Markdown."""
     if not len(trials):
@@ -137,10 +142,10 @@ def _for_task(trials: pd.DataFrame, budget: Budget) -> str:
     runner = order[1]
     gap = table[pick] - table[runner]
     ends = "".join(f" [{a:+.1f}, {b:+.1f}]" for a, b in [interval(gap)] if not np.isnan(a))
-    second = f"runner-up {safe(runner)} ({chance[runner]:.0%}), behind by {gap.mean():.1f} points{ends}"
+    second = f"runner-up {safe(runner)} ({_percent(chance[runner])}), behind by {gap.mean():.1f} points{ends}"
     if chance[pick] >= CLEAR:
-        return f"**{safe(pick)}** ({how}), the best with probability {chance[pick]:.0%}; {second}.{outside}"
-    return f"**no clear winner**: {safe(pick)} is ahead ({how}) and the best with a probability of only {chance[pick]:.0%}; {second}.{outside}"
+        return f"**{safe(pick)}** ({how}), the best with probability {_percent(chance[pick])}; {second}.{outside}"
+    return f"**no clear winner**: {safe(pick)} is ahead ({how}) and the best with a probability of only {_percent(chance[pick])}; {second}.{outside}"
 
 
 def _yardstick(trials: pd.DataFrame, budget: Budget, name: str) -> float:
