@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def shown(path: Path | str) -> str:
 
 
 def located(path: str) -> Path:
-    """The other way round: a stored path, relative to the project unless it is absolute."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    """The other way round: a stored path, relative to the project unless it is absolute. A link keeps its name, for `shown` to give back."""
+    return Path(os.path.abspath(ROOT / Path(path).expanduser()))
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lowres import files
 from lowres.errors import BadInput
-from lowres.files import ROOT, read_yaml, shown
+from lowres.files import ROOT, located, read_yaml, shown
 from lowres.parameters import METHODS, defaults, validated
 
 NOTEBOOKS = {name: ROOT / "notebooks" / f"{name}.ipynb" for name in METHODS}
@@ -82,3 +83,11 @@ def test_paths_are_shown_without_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert shown(tmp_path / "data") == "~/data"
     assert shown(ROOT / "outputs" / "x") == "outputs/x" and shown(ROOT.parent / "data") == "../data"
+
+
+def test_a_folder_that_is_a_link_is_stored_by_its_own_name_and_not_by_what_it_leads_to(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "ROOT", tmp_path / "project")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "elsewhere")
+    assert located("../data") == tmp_path / "data"
+    assert shown(located("../data")) == "../data"
