@@ -115,7 +115,8 @@ def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_o
     for cells, only in numbered(study):
         runs = narrowed(read_study(study), only).runs
         by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in results(cells)}
-        told = {int(shots or 16): int(count) for count, shots in re.findall(r"(\d+) seeds(?: at (\d+))?", cells[1][1])}
+        few = re.findall(r"(\d+) seeds(?: at (\d+(?: and \d+)*))?", cells[1][1])
+        told = {int(shots): int(count) for count, places in few for shots in (places or "16").split(" and ")}
         assert told == {shots: len(these) for shots, these in by_shots.items() if these and len(these) != seeds}, only
         took = [sum(value for phase, value in one["seconds"].items() if phase not in ("compile", "compare")) for one in by_shots[16]]
         assert dict(cells)["s"] == f"{mean(took):.0f}", only
