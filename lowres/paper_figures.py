@@ -6,6 +6,8 @@ setting has one or two distinct runs, other weights and, on CoLA in domain, othe
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -113,7 +115,7 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Drawn]
         for axes, method in zip(grid, methods):
             overlaid |= published and _published_pairs(axes, method, task)
             for i, (variant, line) in enumerate(part[part["method"] == method].groupby("variant", sort=False)):
-                _path(axes, line, {**looks[method, variant], "label": plain(variant) if variant else None}, numbers=i == 0)
+                _path(axes, line, {**looks[method, variant], "label": _broken(plain(variant)) if variant else None}, numbers=i == 0)
             constant = 100 * part.groupby("domain")["constant"].mean()
             axes.axvline(constant["in"], **YARDSTICK)
             axes.axhline(constant["out"], **YARDSTICK)
@@ -128,6 +130,11 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Drawn]
                "the diagonal is equal accuracy" + (f"; {LAID_OVER}." if overlaid else "."))
         found.append(Drawn(figure, file_name("in-against-out", task, model), alt))
     return found
+
+
+def _broken(name: str) -> str:
+    """A variant's name on as many lines as its panel's legend has room for, each ending with a comma."""
+    return textwrap.fill(name.replace(",", ", "), width=30, break_long_words=False, break_on_hyphens=False).replace(", ", ",")
 
 
 def _path(axes, line: pd.DataFrame, look: dict, numbers: bool) -> None:

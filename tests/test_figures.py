@@ -251,6 +251,17 @@ def test_all_ten_lines_of_a_method_look_different(tmp_path):
     assert len({(str(look["linestyle"]), look["fillstyle"]) for look in looks.values()}) == 10
 
 
+def test_a_long_variants_name_stays_within_its_panel(tmp_path):
+    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3))).trials
+    long = "fidelity=as_coded,adapt=layers,head=classifier,layer_decay=1"
+    for one in paper_figures.in_against_out(trials.assign(variant=long), True):
+        one.figure.draw_without_rendering()
+        for axes in one.figure.axes:
+            legend, panel = axes.get_legend().get_window_extent(), axes.get_window_extent()
+            assert panel.x0 <= legend.x0 and legend.x1 <= panel.x1
+            assert long in "".join(text.get_text().replace("\n", "") for text in axes.get_legend().get_texts())
+
+
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
     other = collection.collect(*filled(tmp_path, tasks=("grammar", "mnli"), shots=(2,), seeds=range(2))).trials
