@@ -162,7 +162,7 @@ def marked(folder: Path, found: list[Judged], margin: float) -> list[Judged]:
         seen = first["claims"][key]
         if set(seen["seeds"]) != set(one.seeds) or seen.get("cells", one.cells) != one.cells:
             one.marks.append(f"extended after it was seen ({seen['verdict']} with {len(seen['seeds'])} seeds on {first['when'][:10]}): "
-                             "its p value is too small")
+                             "its p value is optimistic")
         if first["margin"] != margin:
             one.marks.append(f"the margin was {first['margin']:g} when it was first seen")
     return found

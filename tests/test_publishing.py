@@ -194,5 +194,5 @@ def test_the_front_page_has_the_marks_of_what_was_extended_after_it_was_seen(tmp
     verdicts.remember(study.folder, verdicts.judge(collect(str(study.path), str(tmp_path / "outputs")).trials, 2.0), 2.0)
     study = executed(tmp_path, shots=(2,), seeds=range(8), methods=METHODS[:2])
     kept = (study.folder / "verdicts.json").read_bytes()
-    assert "its p value is too small" in text(published(study)[0] / "index.html")
+    assert "its p value is optimistic" in text(published(study)[0] / "index.html")
     assert (study.folder / "verdicts.json").read_bytes() == kept
