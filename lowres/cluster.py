@@ -74,7 +74,6 @@ def own_cluster(workers: int, retries: int, folder: Path) -> Iterator[Cluster]:
     devices = gpus()
     settings = {
         "distributed.scheduler.allowed-failures": retries,
-        "distributed.scheduler.worker-saturation": 1.0,  # one run at a time is a worker's: its death is one run's only
         "distributed.deploy.lost-worker-timeout": "5s",
         "temporary-directory": str(folder),
         "distributed.worker.profile.enabled": False,

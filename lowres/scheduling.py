@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -91,25 +92,29 @@ class Loop:
 
     def __init__(self, cluster: Cluster, todo: list[Run], options: Options, progress: Progress, interrupts: Interrupts, fail_fast: bool):
         self.cluster, self.options, self.progress, self.interrupts, self.fail_fast = cluster, options, progress, interrupts, fail_fast
-        self.runs: dict[Future, Run] = {}
+        self.waiting = deque(todo)
+        self.runs: dict[Future, Run] = {}  # in workers' hands
         self.later: list[tuple[float, Run]] = []  # another process is at work on them
         self.results: list[Result] = []
         self.completed = as_completed(loop=cluster.client.loop)
         self.asked_to_stop, self.healed = 0, time.monotonic()
-        for run in todo:
-            self._submit(run)
 
     def run(self) -> Outcome:
-        while self.runs or self.later:
-            for future in self._finished():
+        self._hand_out()
+        while self.runs or self.waiting or self.later:
+            finished = self._finished()
+            for future in finished:
                 self._take(future)
-            for when, run in list(self.later):
-                if when < time.monotonic():
-                    self.later.remove((when, run))
-                    self._submit(run)
-            if time.monotonic() > self.healed + HEAL_EVERY:
+            again = [one for one in self.later if one[0] < time.monotonic()]
+            for one in again:
+                self.later.remove(one)
+                self.waiting.append(one[1])
+            heal = time.monotonic() > self.healed + HEAL_EVERY
+            if heal:
                 self.healed = time.monotonic()
                 self.cluster.heal()
+            if finished or again or heal:  # or workers came
+                self._hand_out()
             self._heed()
             if self.asked_to_stop == 2 and time.monotonic() > self.give_up:
                 break
@@ -117,10 +122,23 @@ class Loop:
             time.sleep(0.2)
         return Outcome(self.results, self.interrupts.count > 0)
 
-    def _submit(self, run: Run) -> None:
+    def _hand_out(self) -> None:
+        """A waiting run to each free thread. Were all handed out at once, Dask would queue them at workers and move them by how long it guesses
+        that each takes; it knows nothing of runs, and leaves workers idle beside others' queues."""
+        if not self.waiting:
+            return
+        try:
+            threads, tasks = self.cluster.client.nthreads(), self.cluster.client.processing()
+        except OSError:
+            raise ConnectionError(LOST) from None
+        for worker, count in threads.items():
+            for _ in range(min(count - len(tasks.get(worker, ())), sum(threads.values()) - len(self.runs), len(self.waiting))):
+                self._submit(self.waiting.popleft(), worker)
+
+    def _submit(self, run: Run, worker: str) -> None:
         future = self.cluster.client.submit(
             execute, run, self.options, key=f"{run.name}-{secrets.token_hex(4)}", pure=False, resources=self.cluster.resources,
-            priority=-len(self.runs),
+            workers=worker, allow_other_workers=True,  # if this one dies
         )
         self.runs[future] = run
         self.completed.add(future)
@@ -168,6 +186,7 @@ class Loop:
 
     def _ask_to_stop(self) -> None:
         self.asked_to_stop = max(1, self.asked_to_stop)
+        self.waiting.clear()
         self.later.clear()
         try:
             located(self.options.stop).touch()

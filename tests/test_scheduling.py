@@ -100,6 +100,16 @@ def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary)
     nothing_is_left(study, temporary, processes)
 
 
+def test_no_worker_is_idle_while_a_run_waits(tmp_path, temporary):
+    study = write_study(tmp_path, shots=[2, 4], methods=("vanilla", "pbft", "lora"))
+    begun = str(study.folder / "executed.txt")
+    write_notebook(tmp_path / "n", work="time.sleep(14 if shots == 2 else 10)")  # when one ends, the other seems to have long to go
+    together = f"end = time.time() + 30\nwhile len(open({begun!r}).readlines()) < 4: assert time.time() < end, 'alone'; time.sleep(0.05)"
+    notebooks = [write_notebook(tmp_path / "n", together, method=method) for method in ("pbft", "lora")]
+    run(study, notebooks[0])
+    assert states(study) == ["done"] * 6, [status.failure for status in classified(study)]
+
+
 def test_each_worker_has_a_gpu_and_its_part_of_the_threads(tmp_path, temporary, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     assert default_workers() == 2
