@@ -123,22 +123,20 @@ class Loop:
         return Outcome(self.results, self.interrupts.count > 0)
 
     def _hand_out(self) -> None:
-        """A waiting run to each free thread. Were all handed out at once, Dask would queue them at workers and move them by how long it guesses
-        that each takes; it knows nothing of runs, and leaves workers idle beside others' queues."""
+        """As many runs as the workers have threads. Dask would queue more of them at workers, and move them by how long it guesses that each
+        takes: it knows nothing of runs, and leaves a worker idle beside another's queue."""
         if not self.waiting:
             return
         try:
-            threads, tasks = self.cluster.client.nthreads(), self.cluster.client.processing()
+            threads = sum(self.cluster.client.nthreads().values())
         except OSError:
             raise ConnectionError(LOST) from None
-        for worker, count in threads.items():
-            for _ in range(min(count - len(tasks.get(worker, ())), sum(threads.values()) - len(self.runs), len(self.waiting))):
-                self._submit(self.waiting.popleft(), worker)
+        for _ in range(min(threads - len(self.runs), len(self.waiting))):
+            self._submit(self.waiting.popleft())
 
-    def _submit(self, run: Run, worker: str) -> None:
+    def _submit(self, run: Run) -> None:
         future = self.cluster.client.submit(
             execute, run, self.options, key=f"{run.name}-{secrets.token_hex(4)}", pure=False, resources=self.cluster.resources,
-            workers=worker, allow_other_workers=True,  # if this one dies
         )
         self.runs[future] = run
         self.completed.add(future)

@@ -22,10 +22,10 @@ from lowres.status import TimeLeft, as_json, classified, remaining
 from lowres.study import narrowed, read_study
 
 
-def run(study, notebooks, rerun=frozenset(), **more):
+def run(study, notebooks, rerun=frozenset(), workers=2, **more):
     statuses = classified(study)
     options = Options(notebooks=notebooks, rerun=rerun)
-    return run_study(study, statuses, chosen(statuses, rerun), options, workers=2, tell=lambda line: None, **more)
+    return run_study(study, statuses, chosen(statuses, rerun), options, workers=workers, tell=lambda line: None, **more)
 
 
 def states(study) -> list[str]:
@@ -126,6 +126,15 @@ def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_g
     run(study, write_notebook(tmp_path / "n", work="if shots == 2: os.kill(os.getppid(), 9); time.sleep(600)"))
     assert states(study) == ["failed", "done", "done"]
     assert noted(study).count("vanilla 2 0") == 3 and "worker process died under it 3 times" in classified(study)[0].failure["message"]
+    nothing_is_left(study, temporary)
+
+
+def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary):
+    study = write_study(tmp_path, shots=[2, 4])
+    died = str(tmp_path / "died")
+    work = f"if not os.path.exists({died!r}): open({died!r}, 'w'); os.kill(os.getppid(), 9); time.sleep(600)"
+    run(study, write_notebook(tmp_path / "n", work), workers=1)
+    assert states(study) == ["done", "done"] and len(noted(study)) == 3
     nothing_is_left(study, temporary)
 
 
