@@ -2,17 +2,130 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from lowres.errors import BadInput
-from lowres.files import located, shown
+from lowres.files import BadInput, located, shown
+from lowres.runs.progress import problems, summary
+from lowres.runs.status import Status, all_statuses, counts
+from lowres.runs.study import Run, Study, read_study, select
+
+ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was asked for on the command line."""
+
+    study: str
+    data_dir: str | None = None
+    outputs: str = "outputs"
+    only: str = ""
+    rerun: frozenset[str] = frozenset()
+    workers: int | None = None
+    scheduler: str | None = None
+    dry_run: bool = False
+    fail_fast: bool = False
+    timeout: int | None = None
+    retries: int = 2
+    notebooks: str = "notebooks"
+
+
+def run_command(order: RunOptions) -> int:
+    """Returns the exit code. Raises BadInput before anything is written."""
+    whole = read_study(order.study, order.data_dir, order.outputs)
+    study = select(whole, order.only)
+    statuses = all_statuses(study)
+    todo = chosen(statuses, order.rerun)
+    if todo and not order.dry_run:
+        for warning in _check(replace(study, runs=tuple(todo))):  # before anything is written: bad input is one sentence
+            print(warning)
+    for line in problems(statuses):
+        print(line)
+    print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
+    if order.dry_run:
+        for status in statuses:
+            if status.run in set(todo):
+                print(f"would execute {status.run.name} ({status.state}, {status.finished} of {status.wanted} trials)")
+        return ALL_DONE
+    interrupted = _executed(order, study, statuses, todo) if todo else False
+    message = None if interrupted else _analysed(whole, order)
+    return _summed_up(study, all_statuses(study), interrupted, message)
+
+
+def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
+    """What is executed: all that is not done, but failed and stale runs only if asked (failures of the machine's making anyway)."""
+    def wanted(status: Status) -> bool:
+        if status.failure:
+            return "failed" in rerun or bool(status.failure["again"])
+        return status.state != "done" and (status.state != "stale" or "stale" in rerun)
+
+    return [status.run for status in statuses if wanted(status)]
+
+
+def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run]) -> bool:
+    from lowres.runs.cluster import run_study
+    from lowres.runs.execute import Options
+
+    options = Options(timeout=order.timeout, retries=order.retries, rerun=order.rerun, notebooks=order.notebooks)
+    try:
+        return run_study(study, statuses, todo, options, order.workers, order.scheduler, order.fail_fast).interrupted
+    except ConnectionError as error:
+        print(f"lowres: {error}", file=sys.stderr)
+        return False
+
+
+def _check(study: Study) -> list[str]:
+    """Data and tokenizers are read in a process of their own: the runner stays small while the study runs for days."""
+    from lowres.runs.checks import check_study
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(check_study, study).result()
+
+
+def _analysed(study: Study, order: RunOptions) -> str | None:
+    from lowres.runs.execute import analyse
+
+    if not any(run.folder.is_dir() for run in study.runs):
+        return None
+    return analyse(study, force=False)
+
+
+def _summed_up(study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
+    states = Counter(status.state for status in statuses)
+    for line in problems(statuses):
+        print(line, file=sys.stderr)
+    print(summary(study, statuses, 1).split("; time left")[0])
+    if again := sum(1 for status in statuses if status.failure and status.failure["again"]):
+        print(f"{again} runs failed by the machine's fault, not their own: the next lowres run tries them again", file=sys.stderr)
+    if waiting := sum(1 for status in statuses if status.failure and not status.failure["again"]):
+        print(f"{waiting} failed runs wait for --retry-failed; see {shown(study.folder)}/failed/", file=sys.stderr)
+    if states["stale"]:
+        print(f"{states['stale']} stale runs (other parameters, data, weights or code) wait for --rerun-stale; none is lost", file=sys.stderr)
+    if message:
+        print(f"analysis: failed: {message}", file=sys.stderr)
+    if interrupted:
+        print(f"Interrupted; nothing that was finished is lost. To continue: lowres run {study.name}")
+        return INTERRUPTED
+    if (study.folder / "analysis.ipynb").is_file():
+        folder = shown(study.folder)
+        print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
+    return ALL_DONE if states["done"] == len(statuses) and not message else SOME_FAILED
+
+
+def _listed(found: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in found.items())
+
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-Study = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]
+StudyName = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]
 Outputs = Annotated[str, typer.Option(help="folder for all studies' results")]
 Workers = Annotated[int | None, typer.Option(min=1, help="runs at a time, the cores split evenly (default: one a core, as memory allows)")]
 Only = Annotated[str, typer.Option(help="a part of the study: method=lora,task=cola,shots=16")]
@@ -21,7 +134,7 @@ DataDir = Annotated[Optional[str], typer.Option(help="folder with the tasks' fil
 
 @app.command()
 def run(
-    study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs",
+    study: StudyName, data_dir: DataDir = None, outputs: Outputs = "outputs",
     workers: Workers = None,
     scheduler: Annotated[str | None, typer.Option(help="a running Dask cluster: tcp://host:port or its scheduler file")] = None,
     only: Only = "",
@@ -38,12 +151,12 @@ def run(
     A rerun continues where the last one ended. Failed runs wait for --retry-failed (unless the machine was at fault: a dead kernel, a
     full disk), stale ones for --rerun-stale. Exit code: 0 all done, 1 some failed or wait, 2 bad input, 130 interrupted.
     """
-    from lowres.orders import Order, carry_out
+    pass
 
     rerun = frozenset(state for state, asked in (("failed", retry_failed), ("stale", rerun_stale)) if asked)
-    order = Order(study, data_dir, outputs, only, rerun, workers, scheduler, dry_run, fail_fast, timeout, retries, notebooks)
+    order = RunOptions(study, data_dir, outputs, only, rerun, workers, scheduler, dry_run, fail_fast, timeout, retries, notebooks)
     try:
-        code = carry_out(order)
+        code = run_command(order)
     except KeyboardInterrupt:  # before the study began, or in its analysis
         code = 130
     if code:
@@ -52,20 +165,20 @@ def run(
 
 @app.command()
 def status(
-    study: Study, data_dir: DataDir = None, outputs: Outputs = "outputs", only: Only = "",
+    study: StudyName, data_dir: DataDir = None, outputs: Outputs = "outputs", only: Only = "",
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
     workers: Workers = None,
 ) -> None:
     """Shows which runs of a study are done, running, failed, stale, partial or missing, and the time left."""
     import os
 
-    from lowres.grid import print_status
-    from lowres.status import as_json as in_json
-    from lowres.status import classified
-    from lowres.study import narrowed, read_study
+    from lowres.runs.progress import as_json as in_json
+    from lowres.runs.progress import print_status
+    from lowres.runs.status import all_statuses
+    from lowres.runs.study import read_study, select
 
-    plan = narrowed(read_study(study, data_dir, outputs), only)
-    statuses, workers = classified(plan), workers or os.cpu_count() or 1
+    plan = select(read_study(study, data_dir, outputs), only)
+    statuses, workers = all_statuses(plan), workers or os.cpu_count() or 1
     if as_json:
         print(in_json(plan, statuses, workers))
     else:
@@ -75,16 +188,16 @@ def status(
 @app.command()
 def check(file: Annotated[str, typer.Argument(help="a study, task or method file, by path or by a study's name")], data_dir: DataDir = None) -> None:
     """Checks a file, and all that it asks for, without loading a model or writing anything."""
-    from lowres.checks import check_file
+    from lowres.runs.checks import check_file
 
     print(check_file(file, data_dir))
 
 
 @app.command()
-def analyse(study: Study, outputs: Outputs = "outputs") -> None:
+def analyse(study: StudyName, outputs: Outputs = "outputs") -> None:
     """Executes the analysis notebook over what a study has so far."""
-    from lowres.execution import analyse
-    from lowres.study import read_study
+    from lowres.runs.execute import analyse
+    from lowres.runs.study import read_study
 
     if message := analyse(read_study(study, outputs=outputs)):
         print(f"analysis: failed: {message}", file=sys.stderr)
@@ -92,9 +205,9 @@ def analyse(study: Study, outputs: Outputs = "outputs") -> None:
 
 
 @app.command()
-def publish(study: Study, outputs: Outputs = "outputs") -> None:
+def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
     """Makes a static site of what a study has so far: the answer, every executed notebook and the record behind it."""
-    from lowres.publishing import publish
+    from lowres.site.publish import publish
 
     index, left_out = publish(study, outputs)
     for sentence in left_out:
@@ -105,8 +218,8 @@ def publish(study: Study, outputs: Outputs = "outputs") -> None:
 @app.command()
 def prepare() -> None:
     """Makes the embedded model's weights ready, once per user (20 seconds, 538 MB)."""
-    from lowres.identity import EMBEDDED
-    from lowres.pretrained import resolve
+    from lowres.models.identity import EMBEDDED
+    from lowres.models.weights import resolve
 
     print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
 
@@ -114,7 +227,7 @@ def prepare() -> None:
 @app.command()
 def convert(model: str, folder: Path) -> None:
     """Turns a hub model's pickled weights into a checked folder of safetensors, once, for a model that has no others."""
-    from lowres.conversion import convert
+    from lowres.models.weights import convert
 
     convert(model, located(str(folder)))
 

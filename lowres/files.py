@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
+import html
+import json
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from lowres.errors import BadInput, near
+
+class BadInput(ValueError):
+    """One sentence naming the file, the key and the value at fault. Nothing has been written when it is raised."""
+
+
+def near(word: str, choices: Iterable[str]) -> str:
+    """' (did you mean "shots"?)' for a misspelt word, else the choices there are."""
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(str(word), choices, n=3, cutoff=0.6)
+    if close:
+        return " (did you mean " + " or ".join(f'"{name}"' for name in close) + "?)"
+    return f" (there are: {', '.join(choices)})" if choices else ""
+
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used from its clone
 
@@ -61,3 +79,38 @@ def _sentence(fault: dict[str, Any], schema: type[BaseModel]) -> str:
     if isinstance(value, str) and fault["type"].startswith(("float", "int")):
         reason += "; YAML reads this as text" + (": write 1.0e-5, not 1e-5" if "e" in value.lower() else "")
     return f"{key}: {value!r} is not accepted: {reason[0].lower()}{reason[1:]}"
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """A temporary file beside it, flushed to the disk, then renamed: a reader sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict[str, Any] | None:
+    """A JSON object; None if there is none that can be read."""
+    try:
+        with open(path, "rb") as stream:
+            content = from_json(stream.read())  # 2.4 times as fast as json's
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def safe(text: Any) -> str:
+    """Text from a record or a file as it may stand in Markdown or HTML: nothing in it is markup."""
+    return html.escape(str(text)).replace("`", "'").replace("|", "&#124;").replace("$", "&#36;")

@@ -10,13 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from lowres.errors import BadInput, near
-from lowres.files import ROOT, checked, read_yaml, shown
+from lowres.files import ROOT, BadInput, checked, near, read_yaml, shown
 
 Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
 Head = Literal["verbalizer", "classifier"]
-
 # PEFT's types that are known to work here (a test tries each), and BITFIT, which is none of PEFT's. Left out are those that want
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
 PEFT_TYPES = (
@@ -260,7 +258,6 @@ class Distillation(Trained):
 METHODS: dict[str, type[Parameters]] = {
     "vanilla": Vanilla, "pbft": PBFT, "adaptive": Adaptive, "lora": LoRA, "in_context": InContext, "distillation": Distillation,
 }
-
 # Parameters that say where and on what to compute, not what: they change no result that is compared.
 WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision", "compiled"}
 

@@ -8,10 +8,11 @@ from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
-from lowres.backbones import load_backbone
-from lowres.compiling import check_compiler
-from lowres.errors import BadInput
-from lowres.tasks import load_task, read_task
+from lowres.files import BadInput
+from lowres.models.backbone import load_backbone
+from lowres.models.compiling import check_compiler
+from lowres.tasks.load import load_task
+from lowres.tasks.task_file import read_task
 
 CORPUS = [
     "The children were playing in the garden .", "The nurse has written a letter ?", "No . Yes .", "Yes Yes Yes No No No",

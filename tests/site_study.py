@@ -20,9 +20,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lowres import records
-from lowres.notebook import as_yaml
-from lowres.study import Study
+from lowres import files
+from lowres.runs.records import as_yaml
+from lowres.runs.study import Study
 
 PROSE = r"""# A method
 
@@ -51,8 +51,8 @@ def write_notebooks(study: Study, *outputs: dict, prose: str = PROSE) -> None:
         cell["id"] = f"cell-{number}"
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
     for run in study.runs:
-        records.write_whole(run.folder / "run.ipynb", nbformat.writes(notebook))
-        records.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
+        files.write_whole(run.folder / "run.ipynb", nbformat.writes(notebook))
+        files.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
 
 
 def display(data: dict, metadata: dict | None = None) -> dict:

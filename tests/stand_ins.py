@@ -20,13 +20,15 @@ import nbformat
 import psutil
 import yaml
 
-from lowres import records
+from lowres import files
+from lowres.__main__ import chosen
 from lowres.files import ROOT, located
-from lowres.notebook import SCRATCH, STOP, Interrupted
-from lowres.orders import chosen
+from lowres.locks import SCRATCH, STOP
 from lowres.parameters import METHODS, validated
-from lowres.status import Facts, classified
-from lowres.study import Run, Study, read_study
+from lowres.runs import records
+from lowres.runs.notebook import Interrupted
+from lowres.runs.status import FingerprintInputs, all_statuses
+from lowres.runs.study import Run, Study, read_study
 
 PATIENCE = 120  # seconds until something that must happen is given up; nothing waits so long when all is well
 
@@ -35,7 +37,7 @@ def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda 
     """What a stand-in's cell calls: each seed not yet there is worked at and kept, then the record. Notes every execution."""
     parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields}, "stand-in")
     folder, record = located(parameters.output_dir), {"provenance": {}}
-    marks = Facts().fingerprints(Run(method, "", parameters), parameters.seeds, record)
+    marks = FingerprintInputs().fingerprints(Run(method, "", parameters), parameters.seeds, record)
     for seed in parameters.seeds:
         if records.read_trial(folder, seed, marks[seed]):
             continue
@@ -45,14 +47,14 @@ def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda 
         start = time.monotonic()
         work(seed)
         content = f"predictions of {marks[seed]}".encode()
-        records.write_whole(folder / "trials" / f"seed-{seed}.parquet", content)
-        records.write_json(folder / "trials" / f"seed-{seed}.json", {
+        files.write_whole(folder / "trials" / f"seed-{seed}.parquet", content)
+        files.write_json(folder / "trials" / f"seed-{seed}.json", {
             "seed": seed, "fingerprint": marks[seed], "predictions_sha256": hashlib.sha256(content).hexdigest(),
             "seconds": {"other": time.monotonic() - start}, "sets": {"in_domain": {"accuracy": 0.5}},
         })
     trials = [records.read_trial(folder, seed, marks[seed]) for seed in parameters.seeds]
     record |= {"schema_version": 1, "fingerprints": [trial["fingerprint"] for trial in trials], "trials": trials}
-    records.write_json(Path(os.environ[SCRATCH]) / "record.json", record)
+    files.write_json(Path(os.environ[SCRATCH]) / "record.json", record)
 
 
 def finish(run: Run) -> None:
@@ -166,15 +168,15 @@ def nothing_is_left(study: Study, temporary: Path, processes: list[psutil.Proces
 
 
 def main() -> None:
-    from lowres.execution import Options
-    from lowres.scheduling import run_study
+    from lowres.runs.cluster import run_study
+    from lowres.runs.execute import Options
 
     path, outputs, notebooks, count, retries = sys.argv[1:]
     study = read_study(path, outputs=outputs)
-    statuses = classified(study)
+    statuses = all_statuses(study)
     todo = chosen(statuses, frozenset())
     outcome = run_study(study, statuses, todo, Options(notebooks=notebooks, retries=int(retries)), int(count)) if todo else None
-    states = [status.state for status in classified(study)]
+    states = [status.state for status in all_statuses(study)]
     sys.exit(130 if outcome and outcome.interrupted else 0 if set(states) == {"done"} else 1)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lowres import records
-from lowres.status import Facts
-from lowres.study import Study, read_study
+from lowres import files
+from lowres.runs import records
+from lowres.runs.status import FingerprintInputs
+from lowres.runs.study import Study, read_study
 
 METHODS = [
     {"method": "vanilla"},
@@ -50,7 +51,7 @@ def fill(study: Study, effect=None, spread: float = 2.0, seed: int = 0, only=Non
 
     `spread`: standard deviation over seeds of a difference of two runs, points. `only(run, seed)`: which trials there are.
     """
-    rng, facts = np.random.default_rng(seed), Facts()
+    rng, facts = np.random.default_rng(seed), FingerprintInputs()
     for run in study.runs:
         marks = facts.fingerprints(run, list(run.parameters.seeds), None)
         trials = []
@@ -60,7 +61,7 @@ def fill(study: Study, effect=None, spread: float = 2.0, seed: int = 0, only=Non
         for trial, table in trials:
             records.write_trial(run.folder, trial, table if predictions else table.head(0))
         if trials:
-            records.write_json(run.folder / "record.json", _record(run, [trial for trial, _ in trials]))
+            files.write_json(run.folder / "record.json", _record(run, [trial for trial, _ in trials]))
 
 
 def usual(run, domain: str) -> float:

@@ -7,17 +7,18 @@ import torch
 from conftest import backbone_of, save_model
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig
 
-from lowres import adaptation
-from lowres.adaptation import above_layers, frozen, layer_groups, layer_stack, read_corpus, text_loss, top_layers
-from lowres.batches import encode, pack
-from lowres.checks import check_method
-from lowres.errors import BadInput
-from lowres.heads import Classifier, Verbalizer
+from lowres.files import BadInput
+from lowres.methods import layers_and_corpus
+from lowres.methods.choose_pattern import choose
+from lowres.methods.layers_and_corpus import above_layers, frozen, layer_groups, text_loss, top_layers, train_on_corpus
+from lowres.methods.training import linear_schedule, steps, train, warmup_steps
+from lowres.models.backbone import layer_stack
+from lowres.models.batches import encode, pack
+from lowres.models.heads import Classifier, Verbalizer
 from lowres.parameters import validated
-from lowres.pattern_choice import choose
-from lowres.shots import Streams, draw
-from lowres.tasks import Task
-from lowres.training import linear_schedule, steps, train, warmup_steps
+from lowres.runs.checks import check_method
+from lowres.tasks.load import Task
+from lowres.tasks.shots import Streams, draw
 
 
 def parameters(model="smollm2-135m", **given):
@@ -132,7 +133,7 @@ def learnable(task, rows=300):
 def test_reading_lowers_the_loss_on_held_out_text(tiny_model, task):
     backbone = backbone_of(tiny_model)
     p = parameters(tiny_model, adapt="corpus", corpus_steps=30, corpus_learning_rate=1e-2, corpus_rows=64, batch_size=8)
-    reading = read_corpus(backbone, learnable(task), p, Streams(0))
+    reading = train_on_corpus(backbone, learnable(task), p, Streams(0))
     assert reading.after < 0.6 * reading.before
     assert (reading.texts, reading.held_out, len(reading.losses)) == (64, 60, 30)
 
@@ -144,7 +145,7 @@ def test_no_label_is_read_and_a_reading_repeats(tiny_llama, task):
     for labels in (corpus.pool["label"], np.random.default_rng(1).permutation(corpus.pool["label"]), "never read"):
         backbone.restore()
         torch.manual_seed(len(results))  # what else ran before does not matter
-        reading = read_corpus(backbone, Task(task.file, corpus.pool.assign(label=labels), {}), p, Streams(0))
+        reading = train_on_corpus(backbone, Task(task.file, corpus.pool.assign(label=labels), {}), p, Streams(0))
         results.append((reading.record(), torch.cat([weight.flatten() for weight in backbone.model.parameters()]).detach().clone()))
     assert results[0][0] == results[1][0] == results[2][0]
     assert torch.equal(results[0][1], results[1][1]) and torch.equal(results[0][1], results[2][1])
@@ -152,10 +153,10 @@ def test_no_label_is_read_and_a_reading_repeats(tiny_llama, task):
 
 def test_held_out_texts_are_never_read(tiny_opt, task, monkeypatch):
     seen = {"held out": [], "read": []}
-    monkeypatch.setattr(adaptation, "text_loss", lambda backbone, ids: seen["held out"].append({tuple(text) for text in ids}) or 0.0)
-    batches = adaptation._endless
-    monkeypatch.setattr(adaptation, "_endless", lambda texts, *rest: seen["read"].extend(map(tuple, texts)) or batches(texts, *rest))
-    reading = read_corpus(backbone_of(tiny_opt), task, parameters(tiny_opt, adapt="corpus", corpus_steps=1, corpus_rows=3000), Streams(0))
+    monkeypatch.setattr(layers_and_corpus, "text_loss", lambda backbone, ids: seen["held out"].append({tuple(text) for text in ids}) or 0.0)
+    batches = layers_and_corpus._endless
+    monkeypatch.setattr(layers_and_corpus, "_endless", lambda texts, *rest: seen["read"].extend(map(tuple, texts)) or batches(texts, *rest))
+    reading = train_on_corpus(backbone_of(tiny_opt), task, parameters(tiny_opt, adapt="corpus", corpus_steps=1, corpus_rows=3000), Streams(0))
     before, after = seen["held out"]
     assert before == after and len(before) == reading.held_out == 200
     assert len(seen["read"]) == len(set(seen["read"])) == reading.texts == len(task.pool) - 200
@@ -174,7 +175,7 @@ def test_the_loss_is_transformers_own(tiny_model, task):
 
 
 def test_a_loss_in_pieces_has_the_gradients_of_transformers_own(tiny_model, task, monkeypatch):
-    monkeypatch.setattr(adaptation, "LOGITS", 5)
+    monkeypatch.setattr(layers_and_corpus, "LOGITS", 5)
     backbone = backbone_of(tiny_model)
     ids = inputs_of(backbone, task).ids[:4]
     backbone.model.eval()
@@ -182,7 +183,7 @@ def test_a_loss_in_pieces_has_the_gradients_of_transformers_own(tiny_model, task
     expected.backward()
     wanted = {name: weight.grad.clone() for name, weight in backbone.model.named_parameters() if weight.grad is not None}
     backbone.model.zero_grad()
-    loss = sum(adaptation.next_token_loss(backbone, rows) for rows in pack(ids))
+    loss = sum(layers_and_corpus.next_token_loss(backbone, rows) for rows in pack(ids))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, weight in backbone.model.named_parameters():
@@ -214,7 +215,7 @@ def test_too_many_layers_are_told_before_weights_are_read(tiny_opt):
 
 def test_a_pool_too_small_to_hold_any_text_out_is_told(tiny_opt, task):
     with pytest.raises(BadInput, match="the pool has 4 texts"):
-        read_corpus(backbone_of(tiny_opt), learnable(task, 4), parameters(tiny_opt, adapt="corpus"), Streams(0))
+        train_on_corpus(backbone_of(tiny_opt), learnable(task, 4), parameters(tiny_opt, adapt="corpus"), Streams(0))
 
 
 CODED = {"fidelity": "as_coded", "adapt": "layers", "head": "classifier", "layer_decay": 1.0}

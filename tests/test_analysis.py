@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, fill, filled, make_study
 
-from lowres import analysis, collection, tables, verdicts
-from lowres.advice import Budget, advise, candidates, probability_best
-from lowres.execution import analysis_mark
+from lowres.analysis import collect, tables, verdicts
+from lowres.analysis.advice import Budget, advise, candidates, probability_best
 from lowres.files import ROOT
-from lowres.front_page import Page, glances
-from lowres.run_page import record_tables
-from lowres.study import read_study
+from lowres.runs import summary
+from lowres.runs.execute import analysis_mark
+from lowres.runs.study import read_study
+from lowres.site.publish import Page, glances, record_tables
 
 
 def text_of(notebook) -> str:
@@ -41,9 +41,9 @@ def executed(tmp_path):
 
 
 def test_interval_is_students():
-    low, high = analysis.interval([4.0, 5.0, 6.0, 7.0])  # mean 5.5, standard error 0.6455, t(3) 3.1824
+    low, high = summary.interval([4.0, 5.0, 6.0, 7.0])  # mean 5.5, standard error 0.6455, t(3) 3.1824
     assert (low, high) == pytest.approx((5.5 - 2.0543, 5.5 + 2.0543), abs=1e-3)
-    assert np.isnan(analysis.interval([1.0])).all()
+    assert np.isnan(summary.interval([1.0])).all()
 
 
 def test_a_whole_study_in_the_notebook(tmp_path, executed):
@@ -80,38 +80,38 @@ def test_an_older_schema_and_mixed_studies(tmp_path):
     old.write_text(json.dumps({**json.loads(old.read_text()), "schema_version": 0}))
     other = read_study(make_study(tmp_path, shots=(2, 16, 32), methods=METHODS[:2], epochs=3), outputs=outputs)  # the file was changed
     fill(read_study(make_study(tmp_path, shots=(32,), methods=METHODS[:1]), outputs=outputs))
-    found = collection.collect_study(other)
-    said = collection.opening(found)
+    found = collect.collect_study(other)
+    said = collect.opening(found)
     assert "schema_version" in said and said.count("Left out") >= 3 and not len(found.trials)
-    strangers = collection.collect_study(study)
-    assert "belong to runs that the study does not ask for" in collection.opening(strangers) and len(strangers.trials) == 3 * 10 * 2
+    strangers = collect.collect_study(study)
+    assert "belong to runs that the study does not ask for" in collect.opening(strangers) and len(strangers.trials) == 3 * 10 * 2
 
 
 def test_a_killed_runs_trials_count(tmp_path):
     path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:1])
     (read_study(path, outputs=outputs).runs[0].folder / "record.json").unlink()
-    assert collection.collect(path, outputs).trials["seed"].nunique() == 10
+    assert collect.collect(path, outputs).trials["seed"].nunique() == 10
 
 
 def test_names_with_scripts_are_text(tmp_path):
     nasty = "<script>alert(1)</script>"
     path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:2], models=(nasty,))
-    found = collection.collect(path, outputs)
-    for said in (collection.opening(found), tables.shown_results(tables.result_table(found.trials)).to_html(), tables.costs(found.trials).to_html(),
+    found = collect.collect(path, outputs)
+    for said in (collect.opening(found), tables.shown_results(tables.result_table(found.trials)).to_html(), tables.costs(found.trials).to_html(),
                  advise(found.trials, Budget()), tables.parts_table(tables.parts(found)).to_html(), tables.about_verdicts(found, 2.0),
                  tables.static(pd.DataFrame({nasty: [nasty]})).to_html()):
         assert "<script" not in said
 
 
 def test_embedded_tasks_give_no_verdict_on_the_paper(tmp_path):
-    found = collection.collect(*filled(tmp_path, shots=(2,), tasks=("grammar",), methods=METHODS[:2]))
-    assert "nothing here is a verdict" in collection.opening(found) and "exercise" in tables.about_verdicts(found, 2.0)
+    found = collect.collect(*filled(tmp_path, shots=(2,), tasks=("grammar",), methods=METHODS[:2]))
+    assert "nothing here is a verdict" in collect.opening(found) and "exercise" in tables.about_verdicts(found, 2.0)
 
 
 def test_advice(tmp_path):
     effect = lambda run, domain: 12.0 if run.method == "lora" else 5.0  # noqa: E731
     path, outputs = filled(tmp_path, shots=(2, 16), effect=effect, methods=[METHODS[0], {"method": "lora"}])
-    trials = collection.collect(path, outputs).trials
+    trials = collect.collect(path, outputs).trials
     said = advise(trials, Budget())
     assert "**lora" in said and "probability more than 99 %" in said and "(less than 1 %)" in said
     assert "100%" not in said and "(0%)" not in said, "a few seeds drawn anew make nothing certain"
@@ -132,13 +132,13 @@ def test_probability_best_is_shared_by_equals():
 
 
 def test_counts_of_seeds_stay_whole_numbers_beside_a_missing_contrast(tmp_path):
-    found = collection.collect(*filled(tmp_path, seeds=range(6), methods=[METHODS[0], METHODS[1]]))
+    found = collect.collect(*filled(tmp_path, seeds=range(6), methods=[METHODS[0], METHODS[1]]))
     table = tables.contrast_table(verdicts.judge(found.trials, 2.0), 2.0)
     assert set(table["seeds"]) == {6, ""} and "6.0" not in tables.static(table).to_html()
 
 
 def test_a_difference_of_costs_is_shown_in_percent(tmp_path):
-    trials = collection.collect(*filled(tmp_path, seeds=range(6), methods=[{"method": "pbft"}, {"method": "lora"}])).trials
+    trials = collect.collect(*filled(tmp_path, seeds=range(6), methods=[{"method": "pbft"}, {"method": "lora"}])).trials
     lora = trials["method"] == "lora"
     trials = trials.assign(train_seconds=np.where(lora, 1.0 + trials["seed"] % 2, 4.0), memory=np.where(lora, 6.0, 4.0))
     table = tables.contrast_table(verdicts.judge(trials, 2.0), 2.0).set_index("contrast")
@@ -152,7 +152,7 @@ def test_a_difference_of_costs_is_shown_in_percent(tmp_path):
 def test_an_accuracys_interval_ends_where_accuracies_end():
     trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": [0.45, 0.60], "constant": 0.5, "mcc": 0.0, "n": 200, "seed": [0, 1],
                            "commonest_prediction": 0.5, "outcome": ["a", "b"], "seconds": 1.0})
-    line = analysis.summary(trials, ["set", "domain"]).iloc[0]
+    line = summary.summary(trials, ["set", "domain"]).iloc[0]
     assert (line["low"], line["high"]) == (0, 1), "Student's own would be -0.43 to 1.48"
 
 
@@ -161,11 +161,11 @@ def test_answers_that_tell_the_labels_apart_are_seen_where_a_constant_is_right_m
     accuracy, mcc = np.array([0.61, 0.62, 0.63]), np.array([0.21, 0.22, 0.23])
     trials = pd.DataFrame({"set": "one", "domain": "in", "accuracy": accuracy, "constant": 0.69, "mcc": mcc, "n": 1000, "seed": [0, 1, 2],
                            "commonest_prediction": 0.55, "outcome": list("abc"), "seconds": 1.0})
-    table = analysis.summary(trials, ["set", "domain"])
-    assert analysis.printable(table)["reading"].tolist() == ["below constant, MCC above 0"]
-    assert (table.iloc[0]["mcc low"], table.iloc[0]["mcc high"]) == pytest.approx(analysis.interval(mcc))
-    assert analysis.printable(table)["MCC [95 %]"].tolist() == ["0.220 [0.195, 0.245]"]
-    assert analysis.printable(analysis.summary(trials.assign(mcc=mcc - 0.22), ["set", "domain"]))["reading"].tolist() == ["below constant"]
+    table = summary.summary(trials, ["set", "domain"])
+    assert summary.printable(table)["reading"].tolist() == ["below constant, MCC above 0"]
+    assert (table.iloc[0]["mcc low"], table.iloc[0]["mcc high"]) == pytest.approx(summary.interval(mcc))
+    assert summary.printable(table)["MCC [95 %]"].tolist() == ["0.220 [0.195, 0.245]"]
+    assert summary.printable(summary.summary(trials.assign(mcc=mcc - 0.22), ["set", "domain"]))["reading"].tolist() == ["below constant"]
 
 
 def test_what_the_untrained_model_gives_already_is_not_called_learnt():
@@ -173,7 +173,7 @@ def test_what_the_untrained_model_gives_already_is_not_called_learnt():
                            "seed": [0, 1, 2], "commonest_prediction": 0.55, "outcome": list("abc"), "seconds": 1.0})
 
     def reading(**more) -> str:
-        return analysis.printable(analysis.summary(trials.assign(**more), ["set", "domain"]))["reading"].item()
+        return summary.printable(summary.summary(trials.assign(**more), ["set", "domain"]))["reading"].item()
 
     # Student's t: accuracy from 0.595, MCC from 0.195.
     assert reading(untrained=0.60, untrained_mcc=0.20) == "above constant, not above untrained"
@@ -192,17 +192,17 @@ def test_the_untrained_model_stands_beside_every_method_and_advice_asks_for_more
     for trial in before["trials"]:
         for scores in trial["also"]["zero-shot"]["sets"].values():
             scores.update(accuracy=0.9, mcc=0.7)
-    trials = collection.collect(path, outputs).trials
+    trials = collect.collect(path, outputs).trials
     assert set(trials["untrained"]) == {0.693 - 0.05, 0.686 - 0.05} and "**pbft" in advise(trials, Budget())
     record.write_text(json.dumps(before))
-    better = collection.collect(path, outputs).trials
+    better = collect.collect(path, outputs).trials
     assert set(better["untrained"]) == {0.9} and set(better["method"]) == {"vanilla", "pbft", "in_context"}
     assert "**none**" in advise(better, Budget()) and "the untrained model, which is right on 90.0 %" in advise(better, Budget())
     assert set(tables.readable_results(tables.result_table(better))["untrained, % (MCC)"]) == {"90.0 (0.700)"}
     assert "the untrained model 90.0 % in domain and 90.0 % out of domain" in glances(better)[0].caption
     pairs = [pair for one in verdicts.judge(better, 2.0) for pair in one.pairs if pair.contrast.measure == "in" and len(pair.d)]
     assert pairs and not any(pair.learnt for pair in pairs)
-    without = collection.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
+    without = collect.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
     assert without.trials["untrained"].isna().all() and "**pbft" in advise(without.trials, Budget())
     assert "untrained, % (MCC)" not in tables.readable_results(tables.result_table(without.trials))
 
@@ -217,7 +217,7 @@ def test_each_model_is_held_against_itself_and_calibrated_answers_are_no_untrain
             for scores in trial["also"]["zero-shot"]["sets"].values():
                 scores.update(accuracy=untrained)
         record.write_text(json.dumps(content))
-    trials = collection.collect(path, outputs).trials
+    trials = collect.collect(path, outputs).trials
     assert set(zip(trials["model"], trials["untrained"])) == {("a/small", 0.6), ("a/large", 0.9)}
     ahead = trials.assign(accuracy=trials["accuracy"] + 0.02 * (trials["model"] == "a/large"))
     assert "pbft, a/large" in advise(ahead, Budget()) and "untrained model, which is right on 90.0 %" in advise(ahead, Budget())
@@ -230,7 +230,7 @@ def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_
     for trial in record["trials"]:
         trial["seconds"] = {"adapt": 1.0, "teach": 20.0, "train": 300.0, "evaluate": 4000.0, "other": 50_000.0, "compare": 0.5, "compile": 0.25}
     (study.runs[0].folder / "record.json").write_text(json.dumps(record))
-    found = collection.collect(path, outputs)
+    found = collect.collect(path, outputs)
     assert set(found.trials["train_seconds"]) == {321.0} and set(found.trials["seconds"]) == {54_321.0}
     told = record_tables(Page(*found.runs[0]), record)[0]
     assert [cell.text for cell in told.rows[0]][3:5] == ["321.0", "54321.0"] and told.columns[3:5] == ["training, s", "whole trial, s"]
@@ -245,7 +245,7 @@ def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):
         return (run.parameters.shots == 2 and seed < 8 + (run.method == "pbft")) or (run.method == "vanilla" and run.parameters.shots == 64)
 
     fill(read_study(path, outputs=str(tmp_path / "outputs")), effect, only=there)
-    trials = collection.collect(path, str(tmp_path / "outputs")).trials
+    trials = collect.collect(path, str(tmp_path / "outputs")).trials
     table, out = candidates(trials, Budget())
     assert all(name.endswith("2-shot") for name in table) and len(table) == 8 and len(table.columns) == 3
     assert "ablations: lora (rank=1) with 2 seeds" in out and "1 of 9 seeds" in out[-1]
@@ -255,7 +255,7 @@ def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):
 def test_what_is_not_whole_says_so_above_its_verdicts(tmp_path):
     path = make_study(tmp_path, shots=(2, 16), methods=METHODS[:2])
     fill(read_study(path, outputs=str(tmp_path / "outputs")), only=lambda run, seed: run.parameters.shots == 2)
-    found = collection.collect(path, str(tmp_path / "outputs"))
+    found = collect.collect(path, str(tmp_path / "outputs"))
     assert "The study is not whole" in tables.about_verdicts(found, 2.0)
 
 
@@ -267,9 +267,9 @@ def test_a_trial_without_a_record_and_a_changed_rule_make_an_analysis_anew(tmp_p
     (study.runs[0].folder / "trials" / "seed-9.json").unlink()
     fewer = analysis_mark(study, notebook)
     shutil.copytree(ROOT / "lowres", tmp_path / "lowres")
-    monkeypatch.setattr("lowres.execution.__file__", str(tmp_path / "lowres" / "execution.py"))
+    monkeypatch.setattr("lowres.runs.execute.ROOT", tmp_path)
     assert analysis_mark(study, notebook) == fewer != before
-    rules = tmp_path / "lowres" / "claims.py"
+    rules = tmp_path / "lowres" / "analysis" / "claims.py"
     rules.write_text(rules.read_text().replace("FAMILY = 7", "FAMILY = 6"))
     assert analysis_mark(study, notebook) != fewer
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowres.backbones import load_backbone
-from lowres.batches import pack
-from lowres.conversion import convert
-from lowres.errors import BadInput
-from lowres.identity import EMBEDDED, identity
-from lowres.pretrained import prefix_tokens, resolve
+from lowres.files import BadInput
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import pack
+from lowres.models.identity import EMBEDDED, identity
+from lowres.models.weights import convert, prefix_tokens, resolve
 
 SOURCE = Path(__file__).parent.parent / "lowres"
 

@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lowres import pattern_choice
-from lowres.backbones import load_backbone
-from lowres.batches import encode, pack
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.heads import Classifier, Verbalizer, word_ids
+from lowres.files import BadInput
+from lowres.methods import choose_pattern
+from lowres.methods.evaluation import predict
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode, pack
+from lowres.models.heads import Classifier, Verbalizer, word_ids
 
 LONG = "The children were playing in the garden, and the pilot has written a long letter to the doctor."
 SENTENCES = ["The nurse slept.", "Yes", LONG, "No. No no."]
@@ -131,7 +131,7 @@ def test_label_words_are_one_token_each_in_a_vocabulary_that_puts_a_space_in_fro
 def test_a_searched_word_is_written_so_that_it_means_its_token_in_either_kind_of_vocabulary(sentencepiece, tiny_llama):
     for tokenizer in (sentencepiece, load_backbone(tiny_llama).tokenizer):
         token = word_ids(tokenizer, [" Yes"])[0]
-        assert pattern_choice._is_word(tokenizer, token) and pattern_choice._word(tokenizer, token) == " Yes"
+        assert choose_pattern._is_word(tokenizer, token) and choose_pattern._word(tokenizer, token) == " Yes"
 
 
 def test_a_text_that_is_too_long_is_cut_in_its_longest_column_and_counted(backbone):

@@ -12,12 +12,12 @@ from conftest import can_compile
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowres.backbones import load_backbone
-from lowres.batches import encode
-from lowres.heads import Classifier
-from lowres.identity import EMBEDDED
-from lowres.pretrained import load_tokenizer, resolve
-from lowres.tasks import load_task
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode
+from lowres.models.heads import Classifier
+from lowres.models.identity import EMBEDDED
+from lowres.models.weights import load_tokenizer, resolve
+from lowres.tasks.load import load_task
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import limit, peers, report, timing, workloads
 from tests.benchmarks.stepping import Stepped

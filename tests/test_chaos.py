@@ -16,11 +16,12 @@ import psutil
 import pytest
 from stand_ins import eventually, family, finish, kernels, noted, nothing_is_left, short_folder, start_runner, workers, write_notebook, write_study
 
-from lowres import records, scratch
-from lowres.execution import Options, execute
+from lowres import files, locks
 from lowres.files import ROOT
-from lowres.scheduling import run_study
-from lowres.status import classified
+from lowres.runs import records
+from lowres.runs.cluster import run_study
+from lowres.runs.execute import Options, execute
+from lowres.runs.status import all_statuses
 
 # Of records: times and memory; the environment holds the host; and somebody may commit while the test runs.
 VARYING = {"seconds", "load_seconds", "memory", "start", "end", "predictions_sha256", "commit", "dirty"}
@@ -91,7 +92,7 @@ def disturbed(victim, study, notebooks, temporary, moments, longest) -> int:
     runner = start_runner(study, notebooks, temporary)
     assert runner.wait(900) == 0, runner.stdout.read()
     still_there(before)
-    assert {status.state for status in classified(study)} == {"done"}
+    assert {status.state for status in all_statuses(study)} == {"done"}
     nothing_is_left(study, temporary, relatives)
     return killed
 
@@ -144,9 +145,9 @@ def test_20_kills_change_no_prediction_and_no_record(tmp_path, temporary, tiny_l
 def same_results(study, undisturbed) -> None:
     for run, calm in zip(study.runs, undisturbed.runs):
         pd.testing.assert_frame_equal(records.read_predictions(run.folder), records.read_predictions(calm.folder))
-        ours, theirs = (without_what_varies(records.read_json(one.folder / "record.json")) for one in (run, calm))
+        ours, theirs = (without_what_varies(files.read_json(one.folder / "record.json")) for one in (run, calm))
         assert ours == theirs
-        environments = [records.read_json(one.folder / "record.json")["environment"] for one in (run, calm)]
+        environments = [files.read_json(one.folder / "record.json")["environment"] for one in (run, calm)]
         assert environments[0]["threads"] == environments[1]["threads"] and environments[0]["precision"] == environments[1]["precision"]
 
 
@@ -157,10 +158,10 @@ def test_two_runners_of_which_one_is_killed_again_and_again_lose_nothing(tmp_pat
     steady = start_runner(study, notebooks, temporary)
     kill_runners(study, notebooks, temporary, 6, random.Random("two"), 8)
     assert steady.wait(900) == 0, steady.stdout.read()
-    assert {status.state for status in classified(study)} == {"done"}
+    assert {status.state for status in all_statuses(study)} == {"done"}
     again = start_runner(study, notebooks, temporary)
     assert again.wait(300) == 0
-    scratch.sweep()
+    locks.sweep()
     nothing_is_left(study, temporary)
 
 
@@ -184,12 +185,12 @@ def test_a_study_on_a_cluster_over_tcp_finishes_though_one_of_4_workers_is_kille
     address, processes = start_cluster(temporary, 4)
     try:
         code = f"""
-from lowres.execution import Options
-from lowres.scheduling import run_study
-from lowres.status import classified
-from lowres.study import read_study
+from lowres.runs.execute import Options
+from lowres.runs.cluster import run_study
+from lowres.runs.status import all_statuses
+from lowres.runs.study import read_study
 study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
-run_study(study, classified(study), list(study.runs), Options(notebooks={notebooks!r}), scheduler={address!r})
+run_study(study, all_statuses(study), list(study.runs), Options(notebooks={notebooks!r}), scheduler={address!r})
 """
         runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         eventually(lambda: len(noted(study)) >= 5, "the study to be midway")
@@ -197,7 +198,7 @@ run_study(study, classified(study), list(study.runs), Options(notebooks={noteboo
         processes[2].kill()
         assert runner.wait(600) == 0, runner.stdout.read()
         still_there(before)
-        assert {status.state for status in classified(study)} == {"done"}, runner.stdout.read()
+        assert {status.state for status in all_statuses(study)} == {"done"}, runner.stdout.read()
         assert len(noted(study)) <= 18 + 1, "only the trial that was killed may be done again"
     finally:
         for process in processes[::-1]:
@@ -234,7 +235,7 @@ def test_a_scheduler_that_dies_ends_the_study_and_loses_no_finished_trial(tmp_pa
         with pytest.raises(ConnectionError, match="lowres run continues after it"):
             killer = threading.Timer(0, lambda: (eventually(lambda: len(noted(study)) >= 4, "the study to be midway"), processes[0].kill()))
             killer.start()
-            run_study(study, classified(study), list(study.runs), Options(notebooks=notebooks), scheduler=address, tell=lambda line: None)
+            run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks), scheduler=address, tell=lambda line: None)
         before = kept(study)
         assert len(before) >= 2
     finally:

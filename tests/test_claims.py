@@ -9,12 +9,12 @@ from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 from synthetic import METHODS, fill, make_study
 
-from lowres import contrasts, tables, verdicts
-from lowres.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
-from lowres.collection import collect
-from lowres.contrasts import Part
-from lowres.published import difference, published
-from lowres.study import read_study
+from lowres.analysis import statistics, tables, verdicts
+from lowres.analysis.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
+from lowres.analysis.collect import collect
+from lowres.analysis.published import difference, published
+from lowres.analysis.statistics import Part
+from lowres.runs.study import read_study
 
 # Student's sleep data (1908): hours of extra sleep on two drugs, ten patients; t = 4.0621, df 9, p = 0.00283; interval 0.70 to 2.46.
 SLEEP = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]) - np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
@@ -27,53 +27,53 @@ def judged(tmp_path, effect, name="made_up", margin=2.0, spread=1.0, **options):
 
 
 def test_paired_t_and_its_interval_are_students_own():
-    assert contrasts.two_sided(SLEEP) == pytest.approx(0.002833, abs=1e-6)
-    assert contrasts.t_interval(SLEEP) == pytest.approx((0.7001, 2.4599), abs=1e-4)
+    assert statistics.two_sided(SLEEP) == pytest.approx(0.002833, abs=1e-6)
+    assert statistics.t_interval(SLEEP) == pytest.approx((0.7001, 2.4599), abs=1e-4)
 
 
 def test_sign_flips_are_counted_one_by_one():
     d = np.array([1.0, -2.0, 3.0, 4.0, 0.5, 2.0])
     sums = [np.dot(signs, d) for signs in itertools.product((1, -1), repeat=6)]
-    assert contrasts.flip_above(d, 0) == pytest.approx(np.mean(np.array(sums) >= d.sum() - 1e-9))
+    assert statistics.flip_above(d, 0) == pytest.approx(np.mean(np.array(sums) >= d.sum() - 1e-9))
 
 
 def test_two_one_sided_tests_are_those_of_statsmodels():
     d = np.random.default_rng(1).normal(0.3, 1.5, 12)
     expected = ttost_paired(d, np.zeros(12), -2, 2)[0]
-    assert contrasts.equivalent([Part(d, 0, np.inf)], 2.0) == pytest.approx(expected)
+    assert statistics.equivalent([Part(d, 0, np.inf)], 2.0) == pytest.approx(expected)
 
 
 def test_holm_is_the_worked_example():
     # Four p values of Holm's step-down: 4 x 0.005, 3 x 0.01, then 2 x 0.03 and, as it may not fall, the same again.
-    assert contrasts.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_seeds_needed_are_cohens():
     # Cohen (1988) and G*Power: a paired difference of half its spread at 5 %, 80 % power: 34 pairs.
-    assert contrasts.seeds_needed(spread=4.0, margin=2.0, claims=1, comparable=False) == 34
-    assert contrasts.seeds_needed(spread=4.0, margin=2.0, claims=7, comparable=False) > 34
-    needed = int(contrasts.seeds_needed(spread=2.0, margin=2.0, claims=7, comparable=True))
+    assert statistics.seeds_needed(spread=4.0, margin=2.0, claims=1, comparable=False) == 34
+    assert statistics.seeds_needed(spread=4.0, margin=2.0, claims=7, comparable=False) > 34
+    needed = int(statistics.seeds_needed(spread=2.0, margin=2.0, claims=7, comparable=True))
     d = np.random.default_rng(0).normal(0, 2.0, (4000, needed))
-    assert (contrasts.supports([Part(d, -2, 2)]) < 0.025 / 7).mean() == pytest.approx(0.8, abs=0.04)
+    assert (statistics.supports([Part(d, -2, 2)]) < 0.025 / 7).mean() == pytest.approx(0.8, abs=0.04)
 
 
 def test_bootstrap_is_scipys_and_waits_for_twenty_seeds():
     d = np.random.default_rng(2).gamma(2, 1, 24)
     expected = stats.bootstrap((d,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
-    assert contrasts.bootstrap_interval(d) == pytest.approx(tuple(expected))
-    assert np.isnan(contrasts.bootstrap_interval(d[:19])[0])
+    assert statistics.bootstrap_interval(d) == pytest.approx(tuple(expected))
+    assert np.isnan(statistics.bootstrap_interval(d[:19])[0])
 
 
 def test_identical_differences_are_no_certainty_where_there_is_none():
     none = np.zeros(8)
-    assert contrasts.two_sided(none) == 1 and contrasts.equivalent([Part(none, 0, np.inf)], 2.0) == 0
+    assert statistics.two_sided(none) == 1 and statistics.equivalent([Part(none, 0, np.inf)], 2.0) == 0
 
 
 def test_rows_widen_the_interval():
     rng = np.random.default_rng(0)
     matrix = rng.normal(0, 50, (1, 200)) + rng.normal(1, 1, (10, 1))  # the rows differ, the seeds hardly
-    low, high = contrasts.crossed_interval([(1.0, matrix)])
-    by_seed = np.diff(contrasts.t_interval(matrix.mean(axis=1)))
+    low, high = statistics.crossed_interval([(1.0, matrix)])
+    by_seed = np.diff(statistics.t_interval(matrix.mean(axis=1)))
     assert high - low > 3 * by_seed and high - low == pytest.approx(2 * 1.96 * matrix.mean(axis=0).std() / np.sqrt(200), rel=0.15)
 
 
@@ -125,10 +125,10 @@ def test_copies_are_counted_once(tmp_path):
 
 def test_a_study_that_grew_after_its_verdicts_is_marked(tmp_path):
     first = judged(tmp_path, None, seeds=range(6))
-    verdicts.remember(tmp_path / "outputs" / "made_up", first, 2.0)
+    verdicts.log_look(tmp_path / "outputs" / "made_up", first, 2.0)
     assert not any(one.marks for one in first)
     grown = judged(tmp_path, None, seeds=range(10))
-    verdicts.remember(tmp_path / "outputs" / "made_up", grown, 1.0)
+    verdicts.log_look(tmp_path / "outputs" / "made_up", grown, 1.0)
     assert "extended" in grown[0].marks[0] and "margin was 2" in grown[0].marks[1]
 
 
@@ -161,10 +161,10 @@ def test_ablations_with_fewer_seeds_neither_shorten_nor_mix_into_a_claim(tmp_pat
 def test_a_side_clause_keeps_a_claim_from_support_and_does_not_contradict_it():
     rng = np.random.default_rng(0)
     main, side = Part(rng.normal(5, 1, 10), 0, np.inf), Part(rng.normal(-5, 1, 10), 0, np.inf, side=True)
-    p, towards = contrasts.decided([main, side])
+    p, towards = statistics.decided([main, side])
     assert p > 0.9 or not towards
-    assert contrasts.contradicts([main, side]) == contrasts.contradicts([main])
-    assert contrasts.supports([main, side]) > 0.9 and contrasts.supports([main]) < 0.001
+    assert statistics.contradicts([main, side]) == statistics.contradicts([main])
+    assert statistics.supports([main, side]) > 0.9 and statistics.supports([main]) < 0.001
 
 
 def test_a_claim_about_cola_waits_for_cola(tmp_path):
@@ -221,7 +221,7 @@ def test_pairs_of_one_and_the_same_trial_are_told(tmp_path):
 
 def test_more_cells_are_an_extension_too(tmp_path):
     first = judged(tmp_path, None, seeds=range(6), tasks=("cola",))
-    verdicts.remember(tmp_path / "outputs" / "made_up", first, 2.0)
+    verdicts.log_look(tmp_path / "outputs" / "made_up", first, 2.0)
     grown = judged(tmp_path, None, seeds=range(6), tasks=("cola", "mnli"))
     kept = (tmp_path / "outputs" / "made_up" / "verdicts.json").read_bytes()
     assert "extended" in verdicts.marked(tmp_path / "outputs" / "made_up", grown, 2.0)[1].marks[0]

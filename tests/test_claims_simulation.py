@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lowres import contrasts
-from lowres.claims import CLAIMS, FAMILY, FIVE
-from lowres.contrasts import ALPHA, Part
-from lowres.verdicts import CONTRADICTED, DIRECTIONAL, EQUIVALENT, SUPPORTED, WITHIN, no_winner, words
+from lowres.analysis import statistics
+from lowres.analysis.claims import CLAIMS, FAMILY, FIVE
+from lowres.analysis.statistics import ALPHA, Part
+from lowres.analysis.verdicts import CONTRADICTED, DIRECTIONAL, EQUIVALENT, SUPPORTED, WITHIN, no_winner, words
 
 MARGIN, SEEDS, FAST, FULL = 2.0, 10, 1000, 2000
 MEASURES = ("in", "out", "train_seconds", "memory")
@@ -50,7 +50,7 @@ def _claim(claim, drawn):
         return p, towards, np.ones_like(p)
     bound = lambda times: times * MARGIN if np.isfinite(times) else times  # noqa: E731
     parts = [Part(drawn[c.left.name, c.measure] - drawn[c.right.name, c.measure], bound(c.low), bound(c.high), c.side) for c in claim.contrasts]
-    return *contrasts.decided(parts), contrasts.equivalent(parts, MARGIN)
+    return *statistics.decided(parts), statistics.equivalent(parts, MARGIN)
 
 
 def nothing(name: str, measure: str) -> float:
@@ -92,7 +92,7 @@ def powers(spread: float, studies: int) -> dict[str, float]:
     truth = lambda name, measure: 5.0 if (name, measure) == ("adaptive (pattern)", "in") else 0.0  # noqa: E731
     verdicts = simulated(truth, spread, studies)[:, 1]
     d = np.random.default_rng(7).normal(5, spread, (studies, SEEDS))
-    p, towards = contrasts.decided([Part(d, 0, np.inf)])
+    p, towards = statistics.decided([Part(d, 0, np.inf)])
     theory = lambda alpha: float(stats.nct.sf(stats.t.isf(alpha / 2, SEEDS - 1), SEEDS - 1, 5 / spread * np.sqrt(SEEDS)))  # noqa: E731
     return {"test": float(np.mean((p < ALPHA) & towards)), "theory": theory(ALPHA),
             "claim": float(np.isin(verdicts, (SUPPORTED, WITHIN)).mean()), "theory, Holm": theory(ALPHA / FAMILY)}
@@ -115,7 +115,7 @@ def test_few_studies_call_a_difference_of_the_margin_equivalent(spread):
 
 def test_the_edge_of_one_contrast_is_reached_by_two_one_sided_tests_as_often_as_they_promise():
     d = np.random.default_rng(3).normal(MARGIN, 1.0, (FULL, SEEDS))
-    count = int((contrasts.equivalent([Part(d, 0, np.inf)], MARGIN) < ALPHA).sum())
+    count = int((statistics.equivalent([Part(d, 0, np.inf)], MARGIN) < ALPHA).sum())
     assert not_above(count, FULL) and count > 0.03 * FULL
 
 

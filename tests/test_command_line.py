@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lowres.files import ROOT
-from lowres.status import classified
-from lowres.study import read_study
+from lowres.runs.status import all_statuses
+from lowres.runs.study import read_study
 
 GOOD = {
     "description": "a test", "set": {"seeds": [0], "evaluation_rows": 8, "epochs": 1}, "vary": {"task": ["grammar"], "shots": [2]},
@@ -90,7 +90,7 @@ def test_no_value_leads_out_of_the_outputs_folder(write_study, tmp_path, value):
 
 
 def test_status_plans_and_classifies_without_torch(write_study):
-    plan = f"from lowres.study import read_study; from lowres.status import classified; classified(read_study({write_study()!r}))"
+    plan = f"from lowres.runs.study import read_study; from lowres.runs.status import all_statuses; all_statuses(read_study({write_study()!r}))"
     code = f"{plan}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -99,7 +99,7 @@ def test_a_run_of_a_small_study_ends_with_where_to_read_it(write_study, tmp_path
     study, outputs = write_study(), tmp_path / "outputs"
     said = lowres("run", study, "--outputs", str(outputs))
     assert "analysis.ipynb" in said
-    statuses = classified(read_study(study, outputs=str(outputs)))
+    statuses = all_statuses(read_study(study, outputs=str(outputs)))
     assert [status.state for status in statuses] == ["done", "done"]
     for run in (status.run for status in statuses):
         assert {"run.ipynb", "parameters.yaml", "record.json", "trials"} == {path.name for path in run.folder.iterdir()}

@@ -11,18 +11,17 @@ from conftest import can_compile
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from torch._dynamo.utils import counters
 
-from lowres.adaptation import layer_groups
-from lowres.adapters import attach
-from lowres.backbones import load_backbone
-from lowres.checks import check_method
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.files import ROOT
-from lowres.heads import Classifier
-from lowres.meters import Meter
+from lowres.files import ROOT, BadInput
+from lowres.methods.cost import Meter
+from lowres.methods.evaluation import predict
+from lowres.methods.layers_and_corpus import layer_groups
+from lowres.methods.training import train
+from lowres.models.adapters import attach
+from lowres.models.backbone import load_backbone
+from lowres.models.heads import Classifier
 from lowres.parameters import Adaptive, Vanilla
-from lowres.shots import Streams
-from lowres.training import train
+from lowres.runs.checks import check_method
+from lowres.tasks.shots import Streams
 from tests.benchmarks.workloads import inputs, texts
 
 P = Vanilla(epochs=3, batch_size=8, learning_rate=1e-3)
@@ -91,7 +90,7 @@ def test_under_autocast_they_agree_within_its_rounding_and_compiling_is_told_apa
 
 def test_behind_a_context_nothing_is_compiled_and_all_is_the_same(pair):
     context, ids, before = list(range(20, 60)), texts("cola", 10, 300), graphs()
-    found = [predict(backbone, Classifier(backbone, 2, 0), {"all": inputs(ids)}, backbone.remember(context))["all"]
+    found = [predict(backbone, Classifier(backbone, 2, 0), {"all": inputs(ids)}, backbone.encode_context(context))["all"]
              for backbone in pair if backbone.restore() is None]
     assert graphs() == before
     np.testing.assert_allclose(*found, atol=1e-5)

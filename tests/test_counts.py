@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 
-from lowres.backbones import load_backbone
-from lowres.batches import BUDGET
-from lowres.evaluation import BUDGET as EVALUATION_BUDGET
-from lowres.evaluation import predict
 from lowres.files import ROOT
-from lowres.heads import Classifier
+from lowres.methods.evaluation import BUDGET as EVALUATION_BUDGET
+from lowres.methods.evaluation import predict
+from lowres.methods.training import train
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import BUDGET
+from lowres.models.heads import Classifier
 from lowres.parameters import Vanilla
-from lowres.shots import Streams
-from lowres.training import train
+from lowres.tasks.shots import Streams
 from tests.benchmarks import workloads
 from tests.benchmarks.limit import products_of
 

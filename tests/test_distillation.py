@@ -5,11 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lowres.adapters import attach
-from lowres.backbones import load_backbone
-from lowres.batches import encode, pack
-from lowres.beside import compared, side_by_side
-from lowres.distillation import (
+from lowres.files import BadInput
+from lowres.methods.distillation import (
     CodedStudent,
     DistilledVerbalizer,
     LastState,
@@ -25,14 +22,18 @@ from lowres.distillation import (
     unlabelled,
     with_rest,
 )
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.heads import Verbalizer, word_ids
+from lowres.methods.evaluation import predict
+from lowres.methods.prompts import Context, predict_after, without_prefix
+from lowres.methods.training import train
+from lowres.models.adapters import attach
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode, pack
+from lowres.models.heads import Verbalizer, word_ids
 from lowres.parameters import validated
-from lowres.prompts import Context, bare, predict_after
-from lowres.shots import Streams, draw
-from lowres.tasks import Task, load_task, read_task
-from lowres.training import train
+from lowres.runs.summary import compared, side_by_side
+from lowres.tasks.load import Task, load_task
+from lowres.tasks.shots import Streams, draw
+from lowres.tasks.task_file import read_task
 
 WORDS = [" No", " Yes"]
 PATTERN = "{sentence} ?"
@@ -58,7 +59,7 @@ def lesson_for(backbone, task, p, shots, seed=0):
 
 
 def states_for(backbone, lesson) -> np.ndarray:
-    sets = {"inputs": bare(backbone, lesson.inputs)}
+    sets = {"inputs": without_prefix(backbone, lesson.inputs)}
     return predict_after(backbone, LastState, sets, lesson.contexts, {"inputs": lesson.which})["inputs"]
 
 

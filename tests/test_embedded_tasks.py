@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from lowres import entailment, grammar
-from lowres.lexicon import FUNCTION_WORDS, IN_DOMAIN, OUT_OF_DOMAIN, POOL, tokens
+from lowres.tasks import entailment, grammar
+from lowres.tasks.lexicon import FUNCTION_WORDS, IN_DOMAIN, OUT_OF_DOMAIN, POOL, tokens
 
 PARTS = {"pool": POOL, "in_domain": IN_DOMAIN, "out_of_domain": OUT_OF_DOMAIN}
 ROWS = {"pool": 2400, "in_domain": 480, "out_of_domain": 480}

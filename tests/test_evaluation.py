@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lowres.analysis import interval
-from lowres.evaluation import evaluated, metrics, predictions
-from lowres.meters import Meter, flops
-from lowres.notebook import Run
-from lowres.running import KERNEL_ENVIRONMENT
-from lowres.tasks import load_task
+from lowres.methods.cost import Meter, flops
+from lowres.methods.evaluation import evaluated, metrics, predictions
+from lowres.runs.notebook import Run
+from lowres.runs.process import KERNEL_ENVIRONMENT
+from lowres.runs.summary import interval
+from lowres.tasks.load import load_task
 
 
 def test_the_metrics_are_their_formulas():
@@ -83,7 +83,7 @@ def test_what_trials_share_is_computed_once_and_costs_each_the_same():
 
 def test_a_trials_peak_does_not_begin_where_the_last_ones_ended():
     # With a kernel's memory settings what is freed stays with the process, so that a second trial would inherit the first one's peak.
-    work = "import numpy as np; from lowres.meters import Meter; meter = Meter(); blocks = [np.ones(12_500) for _ in range(4000)]; " \
+    work = "import numpy as np; from lowres.methods.cost import Meter; meter = Meter(); blocks = [np.ones(12_500) for _ in range(4000)]; " \
            "last = bytearray(9); del blocks; print(meter.memory()['resident'], Meter().memory()['resident'], meter.whole_process)"
     ended = subprocess.run([sys.executable, "-c", work], env={**os.environ, **KERNEL_ENVIRONMENT}, capture_output=True, text=True, check=True)
     first, second, whole_process = ended.stdout.split()

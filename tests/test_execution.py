@@ -15,12 +15,12 @@ from site_study import write_notebooks
 from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook, write_study
 from synthetic import METHODS, fill, make_study
 
-from lowres import records, scratch
-from lowres.execution import Options, execute
+from lowres import files, locks
 from lowres.files import ROOT
-from lowres.identity import identity
-from lowres.status import failure_folder, status_of
-from lowres.study import read_study
+from lowres.models.identity import identity
+from lowres.runs.execute import Options, execute
+from lowres.runs.status import failure_folder, status_of
+from lowres.runs.study import read_study
 
 
 def only_run(study):
@@ -210,7 +210,7 @@ def test_what_is_damaged_is_redone_and_kept_aside_and_nothing_else_is(tmp_path, 
 def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, temporary, monkeypatch):
     study, notebooks = write_study(tmp_path, seeds=[0, 1]), write_notebook(tmp_path / "n")
     finish(only_run(study))
-    records.write_whole(only_run(study).folder / "adapters" / "seed-1" / "adapter_model.safetensors", b"weights")
+    files.write_whole(only_run(study).folder / "adapters" / "seed-1" / "adapter_model.safetensors", b"weights")
     before = {file.name: file.read_bytes() for file in only_run(study).folder.rglob("*") if file.is_file()}
     changed = write_study(tmp_path, seeds=[0, 1], learning_rate=0.5)
     assert status_of(only_run(changed)).state == "stale"
@@ -225,7 +225,7 @@ def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, tempora
 def test_a_run_that_a_living_process_is_at_work_on_is_left_to_it(tmp_path, temporary):
     study = write_study(tmp_path)
     run = only_run(study)
-    with scratch.locked(run.folder):
+    with locks.locked(run.folder):
         status = status_of(run)
         assert status.state == "running" and status.owner.endswith(str(os.getpid()))
         result = executed(study, write_notebook(tmp_path / "n"))
@@ -246,18 +246,18 @@ def test_a_kernel_dies_with_the_process_that_started_it(tmp_path, temporary):
     study = write_study(tmp_path)
     notebooks = write_notebook(tmp_path / "n", work="time.sleep(600)")
     place = f"{str(study.path)!r}, outputs={str(study.folder.parent)!r}"
-    code = "from lowres.study import read_study; from lowres.execution import *\n"
+    code = "from lowres.runs.study import read_study; from lowres.runs.execute import *\n"
     code += f"execute(read_study({place}).runs[0], Options(notebooks={notebooks!r}))"
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     eventually(lambda: noted(study), "the trial to begin")
-    kernel = next(process for process in psutil.Process(runner.pid).children() if "lowres.kernel" in " ".join(process.cmdline()))
+    kernel = next(process for process in psutil.Process(runner.pid).children() if "lowres.runs.kernel" in " ".join(process.cmdline()))
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     scratch_left = list(temporary.iterdir())
     eventually(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, "the kernel to die")
     assert scratch_left, "nobody could clear up"
-    scratch.sweep()
-    scratch.remove_dead_lock(only_run(study).folder)
+    locks.sweep()
+    locks.remove_dead_lock(only_run(study).folder)
     nothing_is_left(study, temporary)
 
 
@@ -265,8 +265,8 @@ def test_a_folder_for_temporary_files_that_is_too_long_for_sockets_is_not_used(t
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
-    with scratch.scratch_folder() as folder:
-        assert len(str(folder)) < scratch.LONGEST and oct(folder.stat().st_mode)[-3:] == "700"
+    with locks.scratch_folder() as folder:
+        assert len(str(folder)) < locks.LONGEST and oct(folder.stat().st_mode)[-3:] == "700"
     assert not folder.exists()
 
 
@@ -287,7 +287,7 @@ def test_no_parameter_leads_out_of_the_outputs_folder(tmp_path, settings):
 
 
 def test_a_study_may_not_set_where_its_results_go(tmp_path):
-    with pytest.raises(records.BadInput, match="output_dir: a study decides itself"):
+    with pytest.raises(files.BadInput, match="output_dir: a study decides itself"):
         write_study(tmp_path, output_dir="/etc")
 
 
@@ -295,9 +295,9 @@ def test_a_fresh_clone_knows_committed_results_as_done_without_data_or_weights(t
     weights = shutil.copytree(tiny_llama, tmp_path / "weights")
     study = write_study(tmp_path, model=str(weights))
     finish(only_run(study))
-    record = records.read_json(only_run(study).folder / "record.json")
+    record = files.read_json(only_run(study).folder / "record.json")
     record["provenance"]["model"] = identity(str(weights))
-    records.write_json(only_run(study).folder / "record.json", record)
+    files.write_json(only_run(study).folder / "record.json", record)
     shutil.rmtree(weights)
     for file in study.folder.rglob("*"):  # a clone's files are all of the same, later time
         os.utime(file, (time.time(), time.time()))

@@ -8,15 +8,14 @@ import papermill
 import pytest
 from ipywidgets import HTML, Text
 
-from lowres import exploring
-from lowres.backbones import load_backbone
-from lowres.batches import encode
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.files import ROOT
-from lowres.heads import Verbalizer
-from lowres.shots import draw
-from lowres.tasks import load_task
+from lowres.files import ROOT, BadInput
+from lowres.methods import show
+from lowres.methods.evaluation import predict
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode
+from lowres.models.heads import Verbalizer
+from lowres.tasks.load import load_task
+from lowres.tasks.shots import draw
 
 PATTERN, EXAMPLE = "{sentence} ?", {"sentence": "The nurse has written a letter."}
 
@@ -29,12 +28,12 @@ def looked_at(tiny_llama):
 
 def test_tokens_are_the_whole_text_behind_the_prefix(looked_at):
     backbone = looked_at[0]
-    assert "".join(exploring.tokens(backbone, "A letter ?")) == "<|endoftext|>A letter ?"
+    assert "".join(show.tokens(backbone, "A letter ?")) == "<|endoftext|>A letter ?"
 
 
 def test_an_opinion_is_the_models_own_next_word_probability(looked_at):
     backbone, task, _, words = looked_at
-    found = exploring.opinion(backbone, task.file, PATTERN, words, EXAMPLE)
+    found = show.label_probabilities(backbone, task.file, PATTERN, words, EXAMPLE)
     logits = predict(backbone, Verbalizer(backbone, list(words.values())), {"x": encode(backbone, task.pool.head(1).assign(**EXAMPLE), PATTERN, 64)})
     odds = np.exp(logits["x"][0])
     assert found["probability"].tolist() == pytest.approx(list(odds / odds.sum()), abs=6e-4)
@@ -43,13 +42,13 @@ def test_an_opinion_is_the_models_own_next_word_probability(looked_at):
 
 def test_a_content_free_text_is_calibrated_to_an_even_opinion(looked_at):
     backbone, task, _, words = looked_at
-    found = exploring.opinion(backbone, task.file, PATTERN, words, {"sentence": "N/A"})
+    found = show.label_probabilities(backbone, task.file, PATTERN, words, {"sentence": "N/A"})
     assert found["calibrated"].tolist() == [0.5, 0.5]
 
 
 def test_shots_are_held_against_the_constant_answer(looked_at):
     backbone, task, shots, words = looked_at
-    found = exploring.fare(backbone, task, shots, PATTERN, words)
+    found = show.score_shots(backbone, task, shots, PATTERN, words)
     assert found.loc["constant"].tolist() == [50.0, round(math.log(0.5), 3)]
     assert (found["mean log p"] < 0).all() and found["right, %"].between(0, 100).all()
 
@@ -59,13 +58,13 @@ def test_shots_are_held_against_the_constant_answer(looked_at):
 def test_a_pattern_without_its_text_is_refused_in_a_sentence(looked_at, pattern, said):
     backbone, task, _, words = looked_at
     with pytest.raises(BadInput, match="pattern: ") as caught:
-        exploring.opinion(backbone, task.file, pattern, words, EXAMPLE)
+        show.label_probabilities(backbone, task.file, pattern, words, EXAMPLE)
     assert said in str(caught.value)
 
 
 def test_a_control_changes_what_is_shown_and_a_bad_value_is_told_in_its_place(looked_at):
     backbone, task, shots, words = looked_at
-    board = exploring.board(backbone, task, shots, PATTERN, words, EXAMPLE)
+    board = show.controls(backbone, task, shots, PATTERN, words, EXAMPLE)
     shown = next(part for part in board.children if isinstance(part, HTML))
     boxes = {part.description: part for part in board.children if isinstance(part, Text)}
     before = shown.value

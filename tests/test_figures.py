@@ -8,19 +8,19 @@ import pandas as pd
 import pytest
 from synthetic import filled, make_study
 
-from lowres import collection, figures, paper_figures, predicted, study_figures, tables
-from lowres.study import read_study
+from lowres.analysis import collect, paper_figures, plots, study_figures, tables
+from lowres.runs.study import read_study
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return collection.collect(*filled(tmp_path_factory.mktemp("figures"), shots=(2, 16), seeds=range(3), models=("facebook/opt-125m", "a/$x^2$ <b>")))
+    return collect.collect(*filled(tmp_path_factory.mktemp("figures"), shots=(2, 16), seeds=range(3), models=("facebook/opt-125m", "a/$x^2$ <b>")))
 
 
 def drawn(found):
     trials = found.trials
-    return [*figures.accuracy_against_shots(trials), *paper_figures.all_of_the_paper(trials, True), *paper_figures.in_against_out(trials, True),
-            *study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(predicted.calibration(trials)),
+    return [*plots.accuracy_against_shots(trials), *paper_figures.all_of_the_paper(trials, True), *paper_figures.in_against_out(trials, True),
+            *study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(collect.calibration(trials)),
             *study_figures.training_figures(found), *study_figures.cost_figures(trials), *study_figures.cost_against_shots(trials)]
 
 
@@ -36,32 +36,32 @@ def test_all_are_drawn_and_say_what_they_show(found, tmp_path):
 
 
 def test_accuracies_stand_beside_the_untrained_model_and_no_bar_leaves_what_an_accuracy_can_be(tmp_path):
-    trials = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2))).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2))).trials
     trials["accuracy"] = trials["seed"].map({0: 0.2, 1: 0.9})  # Student's t: -4 to 5
-    for axes in figures.accuracy_against_shots(trials)[0].figure.axes:
+    for axes in plots.accuracy_against_shots(trials)[0].figure.axes:
         lines = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
         constant = lines["constant prediction"]
         assert lines["untrained model"] == pytest.approx(constant - 5)
         bars = np.concatenate([np.concatenate(bars.get_segments())[:, 1] for bars in axes.collections])
         assert (bars.min(), bars.max()) == pytest.approx((0, 100))
-    unknown = figures.accuracy_against_shots(trials.assign(untrained=np.nan))[0].figure.axes[0]
+    unknown = plots.accuracy_against_shots(trials.assign(untrained=np.nan))[0].figure.axes[0]
     assert "untrained model" not in [line.get_label() for line in unknown.get_lines()]
 
 
 def test_nothing_is_drawn_of_nothing():
-    empty = collection.Collected("empty")
+    empty = collect.Collected("empty")
     assert drawn(empty) == []
 
 
 def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
-    looks = figures.styles(found.trials)
-    assert all(look["color"] == figures.COLOURS[method] and look["marker"] == figures.MARKERS[method] for (method, _), look in looks.items())
-    assert len(set(figures.MARKERS.values())) == len(figures.METHODS) == len(set(figures.COLOURS.values()))
+    looks = plots.styles(found.trials)
+    assert all(look["color"] == plots.COLOURS[method] and look["marker"] == plots.MARKERS[method] for (method, _), look in looks.items())
+    assert len(set(plots.MARKERS.values())) == len(plots.METHODS) == len(set(plots.COLOURS.values()))
 
 
 def test_four_variants_of_a_method_are_told_apart_without_their_lines(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": [1, 8, 64, 128]}}]
-    looks = figures.styles(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    looks = plots.styles(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
     assert len(looks) == 4 == len({look["fillstyle"] for look in looks.values()})
 
 
@@ -75,7 +75,7 @@ def test_no_first_trial_waits_for_what_only_drawing_needs():
 def test_a_methods_colours_are_seaborns_own():
     import seaborn as sns
 
-    assert list(figures.COLOURS.values()) == sns.color_palette("colorblind", len(figures.METHODS)).as_hex()
+    assert list(plots.COLOURS.values()) == sns.color_palette("colorblind", len(plots.METHODS)).as_hex()
 
 
 def test_calibration_error_is_the_mean_gap(tmp_path):
@@ -87,7 +87,7 @@ def test_calibration_error_is_the_mean_gap(tmp_path):
     rows.to_parquet(tmp_path / "trials" / "seed-0.parquet")
     trials = pd.DataFrame({"method": "pbft", "variant": "", "model": "m", "task": "t", "shots": 2, "domain": "in", "set": "test",
                            "folder": str(tmp_path), "seed": [0]})
-    table = predicted.calibration(trials)
+    table = collect.calibration(trials)
     assert table["ece"].to_numpy() == pytest.approx([0.075, 0.075])
     assert table[["confidence", "right", "rows"]].to_numpy().tolist() == [pytest.approx([0.55, 0.55, 100]), pytest.approx([0.95, 0.80, 100])]
 
@@ -115,7 +115,7 @@ def test_a_picture_of_few_colours_is_the_same_picture_in_a_fraction_of_the_bytes
     from matplotlib import pyplot as plt
     from PIL import Image
 
-    from lowres.figures import few_colours
+    from lowres.analysis.plots import few_colours
 
     figure, axes = plt.subplots()
     axes.plot(np.random.default_rng(0).normal(size=(50, 4)))
@@ -134,7 +134,7 @@ def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
     from matplotlib.colors import to_rgb
     from PIL import Image
 
-    from lowres.figures import COLOURS, few_colours
+    from lowres.analysis.plots import COLOURS, few_colours
 
     picture = np.full((400, 600, 3), 255, np.uint8)
     picture[::7, :, :] = np.linspace(0, 255, 600).astype(np.uint8)[None, :, None]  # many greys
@@ -148,7 +148,7 @@ def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
 
 
 def test_parts_of_one_label_are_held_against_guessing_not_against_a_constant_answer(tmp_path):
-    found = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("mnli",)))
+    found = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("mnli",)))
     parts = tables.parts(found)
     figure = study_figures.parts_figures(parts.assign(constant=1.0))[0].figure  # as HANS's parts, each of a heuristic and a label
     dotted = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
@@ -161,7 +161,7 @@ def test_parts_of_one_label_are_held_against_guessing_not_against_a_constant_ans
 def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_path):
     lora = [{"method": "lora"}, {"method": "lora", "set": {"head": "classifier"}}, {"method": "lora", "set": {"rank": 64, "seeds": [0, 1]}}]
     effect = lambda run, domain: 30.0 if run.parameters.head == "classifier" else 5.0  # noqa: E731
-    found = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(6), methods=lora, effect=effect, spread=0.5))
+    found = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(6), methods=lora, effect=effect, spread=0.5))
     figure = paper_figures.lora_by_rank(found.trials)[0]
     assert "2 distinct trials a point" in figure.alt
     highest = max(float(y) for line in figure.figure.axes[0].get_lines() if line.get_linestyle() != ":" for y in line.get_ydata())
@@ -175,7 +175,7 @@ def averaged_at(drawn) -> list[int]:
 
 def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path):
     lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 64}, "vary": {"shots": [16]}}]
-    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
     assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {1}, "16 shots have both ranks, 2 shots have one"
     alone = paper_figures.lora_by_rank(trials[trials["shots"] == 2])[0]
     assert not averaged_at(alone) and "averaged" not in alone.alt, "one rank is no mean over ranks"
@@ -183,7 +183,7 @@ def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path
 
 def test_ranks_are_not_averaged_where_one_lacks_a_seed_of_the_others(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": [8, 64]}}]
-    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
     assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {2}
     begun = trials[~((trials["shots"] == 16) & (trials["rank"] == 64) & (trials["seed"] == 1))]
     assert set(averaged_at(paper_figures.lora_by_rank(begun)[0])) == {1}, "at 16 shots the mean would be over other draws"
@@ -191,13 +191,13 @@ def test_ranks_are_not_averaged_where_one_lacks_a_seed_of_the_others(tmp_path):
 
 def test_ranks_without_a_seed_in_common_are_drawn_each_and_not_averaged(tmp_path):
     lora = [{"method": "lora", "set": {"seeds": [0, 1]}}, {"method": "lora", "set": {"rank": 64, "seeds": [2, 3]}}]
-    [drawn, *_] = paper_figures.lora_by_rank(collection.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
+    [drawn, *_] = paper_figures.lora_by_rank(collect.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
     labels = {bar.get_label() for axes in drawn.figure.axes for bar in axes.containers}
     assert labels == {"rank 8", "rank 64"} and "averaged" not in drawn.alt
 
 
 def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
-    parts = tables.parts(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("cola",))))
+    parts = tables.parts(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("cola",))))
     names = list(parts["part"].unique())
     for few, drawn_parts in ((names[:1], names[1:]), (names, names)):  # where all are small, all are drawn
         table = parts.assign(rows=parts["part"].map(lambda name, few=few: 19 if name in few else 20))
@@ -209,8 +209,8 @@ def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
 
 def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
     methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "vary": {"rank": [1], "shots": [2]}}]
-    found = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3), methods=methods))
-    every = [*study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(predicted.calibration(found.trials)),
+    found = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3), methods=methods))
+    every = [*study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(collect.calibration(found.trials)),
              *study_figures.training_figures(found), *study_figures.cost_figures(found.trials)]
     said = [one.alt for one in every]
     assert len(said) == 6 and all("Without results at that count: lora rank=1." in alt for alt in said)
@@ -229,7 +229,7 @@ def test_seconds_of_several_machines_are_not_drawn_side_by_side_without_a_word(f
 
 
 def test_parts_are_told_at_the_most_shots_of_their_own_task(tmp_path):
-    parts = tables.parts(collection.collect(*filled(tmp_path, tasks=("cola", "mnli"), shots=(2, 16), seeds=range(2), methods=[{"method": "pbft"}])))
+    parts = tables.parts(collect.collect(*filled(tmp_path, tasks=("cola", "mnli"), shots=(2, 16), seeds=range(2), methods=[{"method": "pbft"}])))
     shown = tables.parts_table(parts[(parts["task"] == "cola") | (parts["shots"] == 2)]).to_html()
     assert "rhl07" in shown and "constituent/entailment" in shown
 
@@ -239,7 +239,7 @@ def test_ranks_of_other_adapters_rates_and_fidelities_are_no_part_of_figure_5(tm
             {"method": "lora", "set": {"fidelity": "as_coded", "head": "classifier", "learning_rate": 1.0e-5}}]
     effect = lambda run, domain: 5.0 if run.parameters == own else 25.0  # noqa: E731
     own = read_study(make_study(tmp_path, shots=(2,), seeds=range(3), methods=lora), outputs=str(tmp_path / "outputs")).runs[0].parameters
-    trials = collection.collect(*filled(tmp_path, shots=(2,), seeds=range(3), methods=lora, effect=effect, spread=0.1)).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(3), methods=lora, effect=effect, spread=0.1)).trials
     [drawn] = paper_figures.lora_by_rank(trials)
     points = [bar.lines[0].get_ydata() for bar in drawn.figure.axes[0].containers]
     assert len(points) == 1 and points[0] == pytest.approx([74.3], abs=0.5), "constant 69.3 and 5 points"
@@ -247,12 +247,12 @@ def test_ranks_of_other_adapters_rates_and_fidelities_are_no_part_of_figure_5(tm
 
 def test_all_ten_lines_of_a_method_look_different(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": list(range(1, 11))}}]
-    looks = figures.styles(collection.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    looks = plots.styles(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
     assert len({(str(look["linestyle"]), look["fillstyle"]) for look in looks.values()}) == 10
 
 
 def test_a_long_variants_name_stays_within_its_panel(tmp_path):
-    trials = collection.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3))).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3))).trials
     long = "fidelity=as_coded,adapt=layers,head=classifier,layer_decay=1"
     for one in paper_figures.in_against_out(trials.assign(variant=long), True):
         one.figure.draw_without_rendering()
@@ -264,7 +264,7 @@ def test_a_long_variants_name_stays_within_its_panel(tmp_path):
 
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
-    other = collection.collect(*filled(tmp_path, tasks=("grammar", "mnli"), shots=(2,), seeds=range(2))).trials
+    other = collect.collect(*filled(tmp_path, tasks=("grammar", "mnli"), shots=(2,), seeds=range(2))).trials
     without = [*paper_figures.lora_by_rank(other, True), *paper_figures.in_against_out(other[other["task"] == "grammar"], True)]
     assert len(without) == 3 and not any("hollow grey" in one.alt for one in without), "LoRA was published on CoLA alone"
     assert all("hollow grey" in one.alt for one in paper_figures.in_against_out(found.trials, True))
@@ -275,7 +275,7 @@ def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_p
 def test_training_curves_are_shown_with_their_words(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda *said, **more: shown.append((said[0], more)))
-    figures.training_curves([{"seed": 0, "losses": [0.8, 0.2]}, {"seed": 1, "losses": [0.6, 0.1]}], labels=2)
+    plots.training_curves([{"seed": 0, "losses": [0.8, 0.2]}, {"seed": 1, "losses": [0.6, 0.1]}], labels=2)
     alt = shown[0][1]["metadata"]["image/png"]["alt"]
     assert alt == "Training loss against the optimizer step, 2 trials: from 0.70 to 0.15 in the mean; dotted: knowing nothing, 0.69."
     assert shown[0][0]["image/png"].startswith(b"\x89PNG") and shown[0][0]["text/plain"] == alt

@@ -7,16 +7,27 @@ import torch
 from conftest import save_model
 from transformers import Gemma3TextConfig
 
-from lowres.backbones import Backbone, load_backbone
-from lowres.batches import Inputs, encode, pack
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.heads import Verbalizer, word_ids
-from lowres.likelihood import check_likelihood, fit_threshold, token_log_probability
+from lowres.files import BadInput
+from lowres.methods.evaluation import predict
+from lowres.methods.likelihood import check_likelihood, fit_threshold, token_log_probability
+from lowres.methods.prompts import (
+    CONTENT_FREE,
+    SEPARATOR,
+    Context,
+    calibrated,
+    content_free,
+    demonstrated,
+    instructed,
+    instruction,
+    predict_after,
+    without_prefix,
+)
+from lowres.models.backbone import Backbone, load_backbone
+from lowres.models.batches import Inputs, encode, pack
+from lowres.models.heads import Verbalizer, word_ids
 from lowres.parameters import validated
-from lowres.prompts import CONTENT_FREE, SEPARATOR, Context, bare, calibrated, content_free, demonstrated, instructed, instruction, predict_after
-from lowres.shots import Streams
-from lowres.tasks import TaskFile, read_task
+from lowres.tasks.shots import Streams
+from lowres.tasks.task_file import TaskFile, read_task
 
 WORDS = [" No", " Yes"]
 PATTERN = "{sentence} ?"
@@ -61,9 +72,9 @@ def whole(backbone, tokens: list[int]) -> torch.Tensor:
 
 
 def test_cached_demonstrations_give_the_logits_of_the_whole_sequence(backbone, monkeypatch):
-    monkeypatch.setattr("lowres.backbones.CHUNK", 7)  # the context is computed in several pieces
+    monkeypatch.setattr("lowres.models.backbone.CHUNK", 7)  # the context is computed in several pieces
     context = prompt(backbone)
-    texts = bare(backbone, encode(backbone, frame(), PATTERN, 64))
+    texts = without_prefix(backbone, encode(backbone, frame(), PATTERN, 64))
     found = predict_after(backbone, Verbalizer(backbone, WORDS), {"a": texts}, [context])["a"]
     words = word_ids(backbone.tokenizer, WORDS)
     expected = np.stack([whole(backbone, context.tokens + ids)[words].numpy() for ids in texts.ids])
@@ -73,9 +84,9 @@ def test_cached_demonstrations_give_the_logits_of_the_whole_sequence(backbone, m
 
 
 def test_the_kept_cache_is_not_changed_by_use(backbone):
-    cache = backbone.remember(prompt(backbone).tokens)
+    cache = backbone.encode_context(prompt(backbone).tokens)
     before = [(keys.clone(), values.clone()) for keys, values in cache]
-    texts = bare(backbone, encode(backbone, frame(), PATTERN, 64))
+    texts = without_prefix(backbone, encode(backbone, frame(), PATTERN, 64))
     head = Verbalizer(backbone, WORDS)
     first = predict(backbone, head, {"a": texts}, cache)["a"]
     assert np.array_equal(first, predict(backbone, head, {"a": texts}, cache)["a"])
@@ -83,9 +94,9 @@ def test_the_kept_cache_is_not_changed_by_use(backbone):
 
 
 def test_many_texts_behind_a_context_take_several_rows_and_passes(opt, monkeypatch):
-    monkeypatch.setattr("lowres.evaluation.BUDGET", 400)
+    monkeypatch.setattr("lowres.methods.evaluation.BUDGET", 400)
     many = pd.concat([frame()] * 12)
-    context, texts = prompt(opt), bare(opt, encode(opt, many, PATTERN, 64))
+    context, texts = prompt(opt), without_prefix(opt, encode(opt, many, PATTERN, 64))
     assert len(list(pack(texts.ids, before=len(context.tokens), budget=400))) > 1
     found = predict_after(opt, Verbalizer(opt, WORDS), {"a": texts}, [context])["a"]
     words = word_ids(opt.tokenizer, WORDS)

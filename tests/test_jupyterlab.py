@@ -21,7 +21,7 @@ from synthetic import fill, make_study
 
 from lowres.files import ROOT
 from lowres.parameters import METHODS
-from lowres.study import read_study
+from lowres.runs.study import read_study
 
 SMALL = {"shots": "2", "evaluation_rows": "8", "epochs": "2"}
 

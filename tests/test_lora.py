@@ -8,16 +8,16 @@ from conftest import backbone_of, save_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, OPTConfig
 
-from lowres import adapters
-from lowres.batches import encode, pack
-from lowres.checks import check_method
-from lowres.errors import BadInput
-from lowres.evaluation import predict
-from lowres.heads import Classifier, Verbalizer
+from lowres.files import BadInput
+from lowres.methods.evaluation import predict
+from lowres.methods.training import train
+from lowres.models import adapters
+from lowres.models.batches import encode, pack
+from lowres.models.heads import Classifier, Verbalizer
 from lowres.parameters import PEFT_TYPES, validated
-from lowres.shots import Streams, draw
-from lowres.tasks import load_task
-from lowres.training import train
+from lowres.runs.checks import check_method
+from lowres.tasks.load import load_task
+from lowres.tasks.shots import Streams, draw
 
 TEXTS = [[2, 5, 6, 7], [2, 9, 10, 11, 12, 13], [2, 20]]
 TOKENS = {"num_virtual_tokens": 4}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lowres.backbones import load_backbone
-from lowres.batches import encode
-from lowres.heads import Verbalizer
+from lowres.methods.training import steps, train, warmup_steps
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode
+from lowres.models.heads import Verbalizer
 from lowres.parameters import PBFT
-from lowres.shots import Streams
-from lowres.training import steps, train, warmup_steps
+from lowres.tasks.shots import Streams
 
 WORDS = [" No", " Yes"]
 P = PBFT(shots=16, epochs=12, batch_size=8, learning_rate=2e-3)

@@ -9,9 +9,9 @@ import papermill
 import pytest
 import yaml
 
-from lowres import records
 from lowres.files import ROOT
 from lowres.parameters import METHODS, Trained
+from lowres.runs import records
 
 GOLDEN = Path(__file__).parent / "golden.json"
 
@@ -130,7 +130,7 @@ def test_the_golden_record_is_of_trainings_that_train():
 
 
 def test_a_notebook_can_be_run_again_in_the_same_kernel_with_another_value(tiny_llama):
-    from lowres.notebook import start
+    from lowres.runs.notebook import start
 
     values = {"model": tiny_llama, "shots": 2}
     values |= {"run": start("vanilla", values), "p": 1, "task": "grammar", "evaluation": {}, "trials": []}

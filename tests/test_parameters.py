@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from lowres import files
-from lowres.errors import BadInput
-from lowres.files import ROOT, located, read_yaml, shown
+from lowres.files import ROOT, BadInput, located, read_yaml, shown
 from lowres.parameters import METHODS, defaults, validated
 
 NOTEBOOKS = {name: ROOT / "notebooks" / f"{name}.ipynb" for name in METHODS}

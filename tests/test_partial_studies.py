@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, fill, make_study
 
-from lowres import tables, verdicts
-from lowres.advice import Budget, advise, candidates
-from lowres.claims import ADAPTIVE, LORA, PATTERN, PBFT, VANILLA, Contrast, paired, relevant
-from lowres.collection import collect
-from lowres.study import read_study
+from lowres.analysis import tables, verdicts
+from lowres.analysis.advice import Budget, advise, candidates
+from lowres.analysis.claims import ADAPTIVE, LORA, PATTERN, PBFT, VANILLA, Contrast, paired, relevant
+from lowres.analysis.collect import collect
+from lowres.runs.study import read_study
 
 
 def made(tmp_path, effect=lambda run, domain: 0.0, spread=1.0, only=None, **options) -> pd.DataFrame:

@@ -7,9 +7,9 @@ import torch
 from conftest import backbone_of
 from transformers import AutoModelForCausalLM
 
+from lowres.methods.choose_pattern import choose, search, stratified_folds
 from lowres.parameters import validated
-from lowres.pattern_choice import choose, search, stratified_folds
-from lowres.shots import Streams, draw
+from lowres.tasks.shots import Streams, draw
 
 
 def parameters(model="smollm2-135m", **given):
@@ -107,7 +107,8 @@ def test_the_choice_sees_the_shots_and_nothing_else(tiny_opt, task):
 def test_words_are_searched_without_the_fold_they_are_scored_on(tiny_opt, task, monkeypatch):
     backbone = backbone_of(tiny_opt)
     shots, seen = draw(task.pool, 8, 0), []
-    monkeypatch.setattr("lowres.pattern_choice.search", lambda log_probs, labels, *rest: seen.append(len(labels)) or search(log_probs, labels, *rest))
+    monkeypatch.setattr("lowres.methods.choose_pattern.search",
+                        lambda log_probs, labels, *rest: seen.append(len(labels)) or search(log_probs, labels, *rest))
     choose(backbone, task.file, shots, parameters(tiny_opt), Streams(0))
     assert seen == [12, 12, 12, 12, 16] * 6  # four folds of 4 held out, then, for use, all; for each pattern
     folds = stratified_folds(shots["label"].to_numpy(), Streams(0).folds)

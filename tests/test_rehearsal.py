@@ -4,12 +4,11 @@ import shutil
 
 import pytest
 
-from lowres import rehearsal
-from lowres.checks import check_parameters
-from lowres.errors import BadInput
+from lowres.files import BadInput
 from lowres.parameters import validated
-from lowres.rehearsal import rehearse
-from lowres.tasks import task_path
+from lowres.runs import checks
+from lowres.runs.checks import check_parameters, rehearse
+from lowres.tasks.task_file import task_path
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_an_instruction_longer_than_the_context_is_told_without_weights(no_weigh
 
 
 def test_where_any_text_would_fit_no_row_is_read(no_weights, monkeypatch):
-    monkeypatch.setattr(rehearsal, "load_task", lambda *_: pytest.fail("the rows were read"))
+    monkeypatch.setattr(checks, "load_task", lambda *_: pytest.fail("the rows were read"))
     rehearse(asked("in_context", no_weights, max_length=64))
     rehearse(asked("distillation", no_weights, max_length=64))
     rehearse(asked("in_context", no_weights, max_length=250, demonstrations=0))

@@ -11,25 +11,24 @@ from dask.system import CPU_COUNT
 from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
 
-from lowres.cluster import default_workers, given_cluster, own_cluster
-from lowres.errors import BadInput
-from lowres.execution import Options, analyse, execute
-from lowres.files import ROOT
-from lowres.orders import Order, carry_out, chosen
-from lowres.running import Ended
-from lowres.scheduling import Outcome, run_study
-from lowres.status import TimeLeft, as_json, classified, remaining
-from lowres.study import narrowed, read_study
+from lowres.__main__ import RunOptions, chosen, run_command
+from lowres.files import ROOT, BadInput
+from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
+from lowres.runs.execute import Options, analyse, execute
+from lowres.runs.process import NotebookResult
+from lowres.runs.progress import TimeLeft, as_json
+from lowres.runs.status import all_statuses, remaining
+from lowres.runs.study import read_study, select
 
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
-    statuses = classified(study)
+    statuses = all_statuses(study)
     options = Options(notebooks=notebooks, rerun=rerun)
     return run_study(study, statuses, chosen(statuses, rerun), options, workers=workers, tell=lambda line: None, **more)
 
 
 def states(study) -> list[str]:
-    return [status.state for status in classified(study)]
+    return [status.state for status in all_statuses(study)]
 
 
 def test_one_failure_never_stops_the_others_and_every_trial_has_its_line_in_the_log(tmp_path, temporary):
@@ -95,7 +94,7 @@ def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary)
     eventually(lambda: list(study.folder.glob(".stop-*")), "the first to be heard")
     os.killpg(runner.pid, signal.SIGINT)
     assert runner.wait(120) == 130, runner.stdout.read()
-    assert states(study) == ["partial", "partial"] and [status.finished for status in classified(study)] == [1, 1]
+    assert states(study) == ["partial", "partial"] and [status.finished for status in all_statuses(study)] == [1, 1]
     assert not (study.folder / "failed").exists()
     nothing_is_left(study, temporary, processes)
 
@@ -107,7 +106,7 @@ def test_no_worker_is_idle_while_a_run_waits(tmp_path, temporary):
     together = f"end = time.time() + 30\nwhile len(open({begun!r}).readlines()) < 4: assert time.time() < end, 'alone'; time.sleep(0.05)"
     notebooks = [write_notebook(tmp_path / "n", together, method=method) for method in ("pbft", "lora")]
     run(study, notebooks[0])
-    assert states(study) == ["done"] * 6, [status.failure for status in classified(study)]
+    assert states(study) == ["done"] * 6, [status.failure for status in all_statuses(study)]
 
 
 def test_each_worker_has_a_gpu_and_its_part_of_the_threads(tmp_path, temporary, monkeypatch):
@@ -125,7 +124,7 @@ def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_g
     study = write_study(tmp_path, shots=[2, 4, 8])
     run(study, write_notebook(tmp_path / "n", work="if shots == 2: os.kill(os.getppid(), 9); time.sleep(600)"))
     assert states(study) == ["failed", "done", "done"]
-    assert noted(study).count("vanilla 2 0") == 3 and "worker process died under it 3 times" in classified(study)[0].failure["message"]
+    assert noted(study).count("vanilla 2 0") == 3 and "worker process died under it 3 times" in all_statuses(study)[0].failure["message"]
     nothing_is_left(study, temporary)
 
 
@@ -174,7 +173,7 @@ def test_outputs_that_a_worker_does_not_see_are_told_at_the_start(tmp_path, othe
 
 
 def test_a_scheduler_that_does_not_answer_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("lowres.cluster.PATIENCE", 1)
+    monkeypatch.setattr("lowres.runs.cluster.PATIENCE", 1)
     with pytest.raises(BadInput, match="no Dask scheduler answers"), given_cluster("tcp://127.0.0.1:9", tmp_path):
         pass
 
@@ -197,31 +196,31 @@ print(len(found), found.count("done"), {{"torch", "pandas", "transformers"}} & s
 
 def test_only_takes_a_part_of_the_study(tmp_path):
     study = write_study(tmp_path, shots=[2, 4], methods=["vanilla", "pbft"])
-    assert [one.name for one in narrowed(study, "method=pbft,shots=4").runs] == [study.runs[3].name]
-    assert len(narrowed(study, "shots=2,shots=4").runs) == 4
+    assert [one.name for one in select(study, "method=pbft,shots=4").runs] == [study.runs[3].name]
+    assert len(select(study, "shots=2,shots=4").runs) == 4
     for rate in ("1e-5", "1e-05", "0.00001"):
-        assert len(narrowed(study, f"learning_rate={rate}").runs) == 4
+        assert len(select(study, f"learning_rate={rate}").runs) == 4
     for wrong in ("method", "metod=pbft", "method=none", "learning_rate=fast"):
         with pytest.raises(BadInput, match="--only"):
-            narrowed(study, wrong)
+            select(study, wrong)
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     study = write_study(tmp_path, shots=[2, 4])
-    assert carry_out(Order(str(study.path), outputs=str(study.folder.parent), dry_run=True)) == 0
+    assert run_command(RunOptions(str(study.path), outputs=str(study.folder.parent), dry_run=True)) == 0
     assert capsys.readouterr().out.count("would execute") == 2 and not study.folder.exists()
 
 
 def test_the_time_left_comes_from_what_was_measured(tmp_path):
     study = write_study(tmp_path, shots=[2, 4, 8])
-    statuses = classified(study)
+    statuses = all_statuses(study)
     assert TimeLeft(statuses).of(remaining(statuses), 2) is None
     time_left = TimeLeft(statuses)
     time_left.add(study.runs[0], 10.0)
     time_left.add(study.runs[1], 30.0)
     assert time_left.of({study.runs[0]: 2, study.runs[1]: 1}, 2) == (2 * 10 + 30) / 2
     finish(study.runs[0])
-    answer = json.loads(as_json(study, classified(study), 2))
+    answer = json.loads(as_json(study, all_statuses(study), 2))
     assert answer["counts"] == {"done": 1, "missing": 2} and answer["finished"] == 1 and len(answer["runs"]) == 3
 
 
@@ -263,17 +262,17 @@ def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_
 def orders(tmp_path, monkeypatch):
     """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
     study = write_study(tmp_path, shots=[2, 4])
-    monkeypatch.setattr("lowres.orders._check", lambda study: ["days: a warning"])
+    monkeypatch.setattr("lowres.__main__._check", lambda study: ["days: a warning"])
 
     def in_turn(study, statuses, todo, options, *_):
         return Outcome([execute(one, options) for one in todo])
 
-    monkeypatch.setattr("lowres.scheduling.run_study", in_turn)
-    return study, lambda **more: carry_out(Order(str(study.path), outputs=str(study.folder.parent), notebooks=str(tmp_path / "n"), **more))
+    monkeypatch.setattr("lowres.runs.cluster.run_study", in_turn)
+    return study, lambda **more: run_command(RunOptions(str(study.path), outputs=str(study.folder.parent), notebooks=str(tmp_path / "n"), **more))
 
 
 def test_the_exit_code_says_whether_all_is_done(tmp_path, temporary, orders, monkeypatch, capsys):
-    monkeypatch.setattr("lowres.orders._analysed", lambda *_: None)
+    monkeypatch.setattr("lowres.__main__._analysed", lambda *_: None)
     study, order = orders
     write_notebook(tmp_path / "n", work="assert shots != 4")
     assert order() == 1 and states(study) == ["done", "failed"]
@@ -295,9 +294,9 @@ def test_a_finished_study_is_analysed_again_only_when_something_changed(tmp_path
     def run_notebook(notebook, output, *_):
         analysed.append(notebook)
         output.write_text((ROOT / "notebooks" / "analysis.ipynb").read_text())
-        return Ended()
+        return NotebookResult()
 
-    monkeypatch.setattr("lowres.execution.run_notebook", run_notebook)
+    monkeypatch.setattr("lowres.runs.execute.run_notebook", run_notebook)
     assert analyse(study, force=False) == "" and analyse(study, force=False) is None and len(analysed) == 1
     finish(study.runs[1])
     assert analyse(study, force=False) == "" and len(analysed) == 2

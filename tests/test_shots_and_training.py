@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lowres.backbones import load_backbone
-from lowres.batches import encode, pack
-from lowres.errors import BadInput
-from lowres.heads import Classifier, Verbalizer
+from lowres.files import BadInput
+from lowres.methods.training import linear_schedule, steps, train, warmup_steps
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import encode, pack
+from lowres.models.heads import Classifier, Verbalizer
 from lowres.parameters import Vanilla
-from lowres.shots import Streams, checksum, close_draws, draw, fewest, in_common
-from lowres.training import linear_schedule, steps, train, warmup_steps
+from lowres.tasks.shots import Streams, checksum, close_draws, draw, fewest, in_common
 
 POOL = pd.DataFrame({"sentence": [f"The nurse saw {i} pilots." for i in range(60)], "label": [i % 3 == 0 for i in range(60)]}).astype({"label": int})
 

@@ -9,11 +9,11 @@ import pytest
 from site_study import browser, display, served, write_notebooks
 from synthetic import METHODS, PARTS, SETS, fill, make_study
 
-from lowres import records
-from lowres.execution import analyse
+from lowres import files
 from lowres.files import ROOT
-from lowres.publishing import publish
-from lowres.study import read_study
+from lowres.runs.execute import analyse
+from lowres.runs.study import read_study
+from lowres.site.publish import publish
 
 PAGES = ("index.html", "analysis.html", "runs/pbft/facebook_opt-125m/cola/16-shot/index.html")
 HARM = "<script>harmed = 1</script><img src=x onerror='harmed = 1'>"
@@ -178,9 +178,9 @@ def test_a_script_in_a_name_a_label_or_an_output_does_no_harm(chromium, tmp_path
         prose=f"# {HARM}\n\n{HARM}\n\n$\\text{{{HARM}}}$ <style>body {{ display: none }}</style>",
     )
     file = study.runs[0].folder / "record.json"
-    record = records.read_json(file)
+    record = files.read_json(file)
     record |= {"labels": [HARM], "notes": [HARM], "parameters": {HARM: HARM}, "environment": {HARM: HARM}}
-    records.write_json(file, record)
+    files.write_json(file, record)
     with served(publish(str(study.path), str(tmp_path / "outputs"))[0].parent) as address:
         chromium.open(address + "index.html")
         notebook = chromium.run("return document.querySelector('.grid a').href")

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from lowres.errors import BadInput
+from lowres.files import BadInput
 from lowres.parameters import Vanilla
-from lowres.records import fingerprint
-from lowres.tasks import capped, extended_task, load_task, read_task
+from lowres.runs.records import fingerprint
+from lowres.tasks.load import capped, load_task
+from lowres.tasks.task_file import extended_task, read_task
 
 TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\n" \
         "odd day\tbad\tb\nrainy day\tbad\tb\nNA\tgood\ta\n\"quoted\tbad\ta\n"
@@ -125,7 +126,7 @@ def test_cola_from_the_hub_is_read_though_the_hub_knows_no_sources(monkeypatch):
         rows = range(8) if hub.split == "train" else range(100, 108) if hub.split == "validation[:527]" else range(200, 208)
         return pd.DataFrame({"sentence": [f"Sentence {i}." for i in rows], "label": ["acceptable", "unacceptable"] * 4, "idx": list(rows)})
 
-    monkeypatch.setattr("lowres.tasks.from_hub", split)
+    monkeypatch.setattr("lowres.tasks.load.from_hub", split)
     task = load_task("cola", evaluation_rows=4)
     assert len(task.pool) == 8 and [len(rows) for rows in task.evaluation.values()] == [4, 4]
 

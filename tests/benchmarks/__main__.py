@@ -18,11 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lowres.execution import Options, pinned
-from lowres.files import ROOT
-from lowres.identity import EMBEDDED
-from lowres.records import write_json, write_whole
-from lowres.running import KERNEL_ENVIRONMENT
+from lowres.files import ROOT, write_json, write_whole
+from lowres.models.identity import EMBEDDED
+from lowres.runs.execute import Options, pinned
+from lowres.runs.process import KERNEL_ENVIRONMENT
 from tests.benchmarks import report
 
 # name: module, function, model

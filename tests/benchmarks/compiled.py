@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from lowres.backbones import load_backbone
-from lowres.evaluation import predict
 from lowres.files import ROOT
-from lowres.heads import Classifier
+from lowres.methods.evaluation import predict
+from lowres.models.backbone import load_backbone
+from lowres.models.heads import Classifier
 from tests.benchmarks import workloads
 from tests.benchmarks.stepping import Stepped
 

@@ -13,16 +13,16 @@ import nbformat
 import numpy as np
 from peft import LoraConfig
 
-from lowres import scratch as private
-from lowres.adapters import attach
-from lowres.backbones import load_backbone
-from lowres.batches import pack
-from lowres.evaluation import BUDGET, predict
 from lowres.files import ROOT
-from lowres.heads import Classifier
-from lowres.meters import Meter
+from lowres.locks import scratch_folder
+from lowres.methods.cost import Meter
+from lowres.methods.evaluation import BUDGET, predict
+from lowres.models.adapters import attach
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import pack
+from lowres.models.heads import Classifier
 from lowres.parameters import METHODS, LoRA
-from lowres.running import run_notebook
+from lowres.runs.process import run_notebook
 from tests.benchmarks import compiled, workloads
 from tests.benchmarks.stepping import Stepped
 from tests.benchmarks.timing import Row, alternate, called, marked, ratio, shown
@@ -75,7 +75,7 @@ def memory(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:
 
 def trial_memory(method: str, name: str, layers_compiled: bool) -> None:
     """Prints the peak gigabytes of the heaviest steps of a trial at 128 shots, and of an evaluation pass."""
-    from lowres import analysis, figures, notebook  # noqa: F401  what a method's notebook has imported by then
+    from lowres.runs import summary  # noqa: F401  what a method's notebook has imported by then
 
     backbone = load_backbone(name, device="cpu", compiled=layers_compiled)
     top = workloads.vocabulary(backbone)
@@ -125,7 +125,7 @@ def five_trials(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row
 
 def run(notebook: Path, model: str, seeds: list[int], expected: str = "") -> list[float]:
     """A vanilla run at 2 shots, all else by default: its trials' seconds. Raises RuntimeError if it ends otherwise than expected."""
-    with private.scratch_folder() as folder:
+    with scratch_folder() as folder:
         parameters = METHODS["vanilla"](model=model, shots=2, seeds=seeds, output_dir=str(folder / "kept")).model_dump()
         ended = run_notebook(notebook, folder / "run.ipynb", parameters, folder, {})
         if expected not in ended.message or bool(ended.kind) != bool(expected):

@@ -6,11 +6,11 @@ import math
 from functools import partial
 from pathlib import Path
 
-from lowres.backbones import load_backbone
-from lowres.batches import pack
-from lowres.evaluation import predict
-from lowres.heads import Verbalizer
-from lowres.prompts import Context, predict_after
+from lowres.methods.evaluation import predict
+from lowres.methods.prompts import Context, predict_after
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import pack
+from lowres.models.heads import Verbalizer
 from tests.benchmarks import compiled, peers, workloads
 from tests.benchmarks.peers import AUTHORS, TUNED, Peer
 from tests.benchmarks.timing import Row, alternate, called, composed, marked, ratio, target, usual
@@ -60,7 +60,7 @@ def _teacher(backbone, head, b: Peer, task: str, repeats: int, quick: bool) -> R
     prompt = sum((text + head.ids[:1].tolist() * 2 for text in shown), [])[: backbone.context_length - workloads.LONGEST]
     sample, some = workloads.sample(ids), workloads.evenly(ids, 4 if quick else SOME)
     samples = alternate({
-        "prompt": lambda: backbone.remember(prompt),
+        "prompt": lambda: backbone.encode_context(prompt),
         "cached": partial(predict_after, backbone, head, {"set": workloads.inputs(sample)}, [Context(prompt)]),
         "uncached": usual(partial(b.evaluate, [[prompt + text for text in some]])),
     }, repeats)

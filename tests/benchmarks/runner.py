@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from stand_ins import finish, noted, short_folder, write_notebook, write_study  # noqa: E402
 
-from lowres import scratch  # noqa: E402
-from lowres.execution import Options, execute  # noqa: E402
-from lowres.notebook import SCRATCH  # noqa: E402
-from lowres.running import run_notebook  # noqa: E402
-from lowres.scheduling import run_study  # noqa: E402
-from lowres.status import classified  # noqa: E402
-from lowres.study import Study  # noqa: E402
+from lowres import locks  # noqa: E402
+from lowres.locks import SCRATCH  # noqa: E402
+from lowres.runs.cluster import run_study  # noqa: E402
+from lowres.runs.execute import Options, execute  # noqa: E402
+from lowres.runs.process import run_notebook  # noqa: E402
+from lowres.runs.status import all_statuses  # noqa: E402
+from lowres.runs.study import Study  # noqa: E402
 
 SLEEP = 3.0
 BEGIN = "begun = time.time()"
@@ -54,7 +54,7 @@ def kernel_start(folder: Path) -> float:
     times = []
     for _ in range(5):
         start = time.monotonic()
-        with scratch.scratch_folder() as private:
+        with locks.scratch_folder() as private:
             ended = run_notebook(notebook, private / "out.ipynb", {}, private, {})
         assert not ended.kind, ended
         times.append(time.monotonic() - start)
@@ -88,11 +88,11 @@ def throughput(folder: Path, runs: int, start: float) -> None:
     watch = threading.Thread(target=lambda: [memory.append(psutil.Process().memory_info().rss / 1e6) for _ in iter(lambda: done.wait(1), True)])
     watch.start()
     begun = time.monotonic()
-    run_study(study, classified(study), list(study.runs), Options(notebooks=notebooks), workers=2, tell=lambda line: None)
+    run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks), workers=2, tell=lambda line: None)
     wall = time.monotonic() - begun
     done.set()
     watch.join()
-    assert {status.state for status in classified(study)} == {"done"}, (study.folder / "run.log").read_text()
+    assert {status.state for status in all_statuses(study)} == {"done"}, (study.folder / "run.log").read_text()
     ideal = (SLEEP + start) * runs / 2
     print(f"{runs} runs that sleep {SLEEP:.0f} s on 2 workers: {wall:.0f} s, {wall / ideal:.3f} of (3 s + a kernel's start) x {runs // 2}")
     print(f"memory of runner and scheduler (one process): {statistics.median(memory):.0f} MB, at most {max(memory):.0f} MB")

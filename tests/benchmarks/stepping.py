@@ -6,9 +6,9 @@ import queue
 import threading
 from types import SimpleNamespace
 
-from lowres.batches import Inputs
+from lowres.methods.training import train
+from lowres.models.batches import Inputs
 from lowres.parameters import Vanilla
-from lowres.training import train
 
 
 class Stepped:

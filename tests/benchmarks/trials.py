@@ -12,13 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lowres.backbones import load_backbone
-from lowres.batches import Inputs, pack
-from lowres.evaluation import predict
-from lowres.heads import Classifier
+from lowres.methods.evaluation import predict
+from lowres.methods.training import steps, train
+from lowres.models.backbone import load_backbone
+from lowres.models.batches import Inputs, pack
+from lowres.models.heads import Classifier
 from lowres.parameters import Vanilla
-from lowres.shots import Streams
-from lowres.training import steps, train
+from lowres.tasks.shots import Streams
 from tests.benchmarks import compiled, limit, peers, workloads
 from tests.benchmarks.peers import AUTHORS, Peer
 from tests.benchmarks.stepping import Stepped

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowres.backbones import Backbone
-from lowres.batches import Inputs
-from lowres.evaluation import BUDGET
-from lowres.identity import EMBEDDED
-from lowres.pretrained import load_tokenizer, resolve
+from lowres.methods.evaluation import BUDGET
+from lowres.models.backbone import Backbone
+from lowres.models.batches import Inputs
+from lowres.models.identity import EMBEDDED
+from lowres.models.weights import load_tokenizer, resolve
 
 # Tokens of a text in the pattern `plain` with SmolLM2's tokenizer, its prefix counted, at these percentiles (the nearest rank). Of the real
 # sets: both CoLA development files (1,043 rows), MNLI's matched set without neutral (6,692), HANS's validation set (30,000).

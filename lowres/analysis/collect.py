@@ -1,0 +1,248 @@
+"""A study's records, gathered: the trials that count as one table, and a sentence for all that is missing or does not belong.
+
+A trial counts when its fingerprint is the one that the study file asks for. What other parameters, data, code or another
+study of the same name left in the folder is named and left out, never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from lowres.files import BadInput, safe
+from lowres.runs import records
+from lowres.runs.status import FingerprintInputs
+from lowres.runs.study import Run, Study, read_study
+from lowres.runs.summary import RUN, UNTRAINED
+from lowres.tasks.shots import close_draws
+from lowres.tasks.task_file import read_task
+
+# Settings that claims, advice and figures tell runs apart by; empty where a method has no such setting.
+SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", "learning_rate")
+CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
+# A mixture of these in one study is reported.
+ENVIRONMENT = ("precision", "compiled", "threads", "device", "python", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
+EXERCISE = "These tasks are made by this project, for learning the tool: **nothing here is a verdict about the paper or about a method.**"
+
+
+@dataclass
+class Collected:
+    """What a study has so far. `trials` has a line a run, seed and evaluation set; accuracies are shares (0 to 1).
+
+    Of a method's runs in one place (model, task, shots), those that are asked for with fewer seeds than the others are an `ablation`.
+    """
+
+    name: str
+    description: str = ""
+    folder: Path = Path()
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
+    runs: list[tuple[Run, list[dict[str, Any]]]] = field(default_factory=list)  # each with its trials that count
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def exercise(self) -> bool:
+        """Only embedded tasks."""
+        return bool(len(self.trials)) and bool(self.trials["embedded"].all())
+
+
+def collect(study: str, outputs: str = "outputs") -> Collected:
+    """A study by its name or its file's path. A study that cannot be read comes back empty, with the reason among its problems."""
+    try:
+        return collect_study(read_study(study, outputs=outputs))
+    except BadInput as error:
+        return Collected(safe(study), problems=[f"The study could not be read: {safe(error)}"])
+
+
+def collect_study(study: Study) -> Collected:
+    found = Collected(study.name, study.description, study.folder)
+    asked, facts = {run.folder for run in study.runs}, FingerprintInputs()
+    for run in study.runs:
+        trials = _counting(run, found, facts)
+        found.runs.append((run, trials))
+        lacking = [seed for seed in run.parameters.seeds if seed not in {trial["seed"] for trial in trials}]
+        if lacking:
+            found.missing.append(run.name + ("" if not trials else f" (seeds {', '.join(map(str, lacking))})"))
+    strangers = [path.parent for path in study.folder.glob("*/*/*/*/record.json") if path.parent not in asked]
+    if strangers:
+        names = ", ".join(f"`{safe('/'.join(path.parts[-4:]))}`" for path in sorted(strangers)[:6])
+        found.problems.append(f"{len(strangers)} records in this folder belong to runs that the study does not ask for (another study of this "
+                              f"name, or an earlier form of it). They are left out: {names}{' …' if len(strangers) > 6 else ''}")
+    found.trials = _table(found.runs)
+    found.problems += _mixed(found.environments)
+    if said := close_draws(max((trial.get("in_common", 0) for _, trials in found.runs for trial in trials[1:]), default=0)):
+        found.problems.append(f"**{said}.**")
+    return found
+
+
+def _counting(run: Run, found: Collected, facts: FingerprintInputs) -> list[dict[str, Any]]:
+    """The run's trials with the fingerprints asked for: from its record, and those that finished without one yet."""
+    try:
+        record = records.read_record(run.folder) or {"trials": []}
+    except BadInput as error:
+        found.problems.append(f"{safe(error)}. Left out.")
+        return []
+    asked = facts.accepted(run, list(run.parameters.seeds), record)
+    trials = {trial["seed"]: trial for trial in record["trials"] if trial.get("fingerprint") in asked.get(trial["seed"], ())}
+    stale = [trial["seed"] for trial in record["trials"] if trial["seed"] in asked and trial["seed"] not in trials]
+    for seed in set(asked) - set(trials):
+        late = [trial for mark in asked[seed] if (trial := records.read_trial(run.folder, seed, mark))]
+        if late:
+            trials[seed] = late[0]
+    if stale:
+        found.problems.append(f"`{safe(run.name)}`: {len(stale)} trials were made with other parameters, data, weights or code than the "
+                              "study asks for now (stale, or of another study of this name). Left out.")
+    found.environments += [trial["environment"] for trial in trials.values() if "environment" in trial]
+    return [trials[seed] for seed in run.parameters.seeds if seed in trials]
+
+
+def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
+    parts, listed = [], set()
+    most: dict[tuple, int] = {}  # seeds asked of a method in one place
+    for run, _ in runs:
+        most[_place(run)] = max(most.get(_place(run), 0), len(run.parameters.seeds))
+    for run, trials in runs:
+        p = run.parameters
+        settings = {key: getattr(p, key, "") for key in SETTINGS}
+        # Runs that differ in nothing but what is CHOSEN: the first in the study file is the main one.
+        group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
+        labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
+                  **settings, "group": group, "main": group not in listed,
+                  "ablation": len(p.seeds) < most[_place(run)], "embedded": bool(read_task(p.task).embedded),
+                  "folder": str(run.folder)}
+        listed.add(group)
+        if trials:
+            part = records.as_table({"trials": trials}, **labels)
+            part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
+            part["machine"] = part["seed"].map({trial["seed"]: _machine(trial) for trial in trials})
+            part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
+            parts.append(part)
+    if not parts:
+        return pd.DataFrame()
+    table, before = pd.concat(parts, ignore_index=True), _untrained(runs)
+    places = zip(table["model"], table["task"], table["set"], table["n"])
+    table[UNTRAINED] = [before.get(place, (np.nan, np.nan)) for place in places]
+    return table
+
+
+def _machine(trial: dict[str, Any]) -> str:
+    """What seconds depend on besides the work."""
+    return ", ".join(str(trial.get("environment", {}).get(key, "")) for key in ("device", "threads", "precision", "compiled"))
+
+
+def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tuple[float, float]]:
+    """By model, task, set and its rows: accuracy and MCC without any example, as the study's first run of in-context learning has them.
+
+    Its pattern and label words are that run's; calibrated answers are another thing.
+    """
+    found: dict[tuple, tuple[float, float]] = {}
+    for run, trials in runs:
+        for trial in trials[:1] if not getattr(run.parameters, "calibrate", False) else ():  # no seed changes it
+            for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
+                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
+    return found
+
+
+def _place(run: Run) -> tuple:
+    p = run.parameters
+    return run.method, getattr(p, "fidelity", ""), p.model, p.task, p.shots
+
+
+def _mixed(environments: list[dict[str, Any]]) -> Iterator[str]:
+    for key in ENVIRONMENT:
+        values = sorted({str(environment.get(key, False)) for environment in environments})
+        if len(values) > 1:
+            yield f"The trials differ in {key} ({', '.join(map(safe, values))}): seconds do not compare, and small differences may come from it."
+
+
+def opening(found: Collected) -> str:
+    """The study in a few lines: what it asks, how much of it is there, what does not belong, whether its trials are trials. Markdown."""
+    present = sum(bool(trials) for _, trials in found.runs)
+    lines = [f"**{safe(found.name)}**: {safe(found.description)}" if found.description else f"**{found.name}**"]
+    if found.runs:
+        seeds = sum(len(trials) for _, trials in found.runs)
+        asked = sum(len(run.parameters.seeds) for run, _ in found.runs)
+        lines.append(f"{present} of {len(found.runs)} runs have results, {seeds} of {asked} trials.")
+    if not present:
+        lines.append("**There is nothing to analyse yet**: `lowres run` makes the runs, and every section below says what it waits for.")
+    elif found.trials["seed"].nunique() == 1:
+        lines.append("**There is one seed only**: no interval, no test and no verdict can be had from it.")
+    if found.exercise:
+        lines.append(EXERCISE)
+    if found.missing:
+        names = ", ".join(f"`{safe(name)}`" for name in found.missing[:8])
+        lines.append(f"Missing, {len(found.missing)} runs or parts of runs: {names}{' …' if len(found.missing) > 8 else ''}")
+    lines += found.problems
+    copied = copies(found.trials)
+    if copied:
+        names = ", ".join(f"`{safe(name)}`" for name in copied[:5])
+        lines.append(f'<span class="warning" style="color:#b00020">**{len(copied)} runs have trials that are copies of each other** '
+                     f"(the claims count each once): {names}</span>")
+    return "\n\n".join(lines)
+
+
+def copies(trials: pd.DataFrame) -> list[str]:
+    """Names of the runs of which some trials have identical predictions."""
+    if not len(trials):
+        return []
+    return [" ".join(map(str, name)) for name, run in trials.groupby(RUN, sort=False) if run["outcome"].nunique() < run["seed"].nunique()]
+
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One trial on one evaluation set."""
+
+    rows: str  # marks which rows these are, in which order
+    correct: np.ndarray  # (rows,) bool
+    bins: np.ndarray  # (BINS, 3): of the rows in a tenth of confidence, how many, their confidences' sum, how many were right
+
+
+@cache
+def read_predicted(folder: str, seed: int) -> dict[str, Predicted]:
+    """By evaluation set; empty if the file is not at hand."""
+    path = Path(folder) / "trials" / f"seed-{seed}.parquet"
+    if not path.is_file():
+        return {}
+    table = pd.read_parquet(path)
+    found = {}
+    for name, part in table.groupby("set", sort=False):
+        part = part.sort_values("row")
+        logits = part[[column for column in part if column.startswith("logit_")]].to_numpy(np.float64)
+        confidence = softmax(logits, axis=1).max(axis=1)
+        correct = (part["label"] == part["prediction"]).to_numpy()
+        tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        bins = np.stack([np.bincount(tenth, weight, BINS) for weight in (np.ones(len(tenth)), confidence, correct)], axis=1)
+        found[name] = Predicted(hashlib.sha256(part["row"].to_numpy().tobytes()).hexdigest(), correct, bins)
+    return found
+
+
+def calibration(trials: pd.DataFrame) -> pd.DataFrame:
+    """A line a method, variant, model, task, shots, set and tenth: mean confidence, share right, rows; and the line's ECE.
+
+    The expected calibration error (Guo et al. 2017): the gaps of the tenths, weighted by their rows; of a trial, then its mean over seeds.
+    """
+    keys = ["method", "variant", "model", "task", "shots", "domain", "set"]
+    lines = []
+    for key, run in trials.groupby(keys, sort=False) if len(trials) else ():
+        found = [read_predicted(folder, seed).get(key[-1]) for folder, seed in zip(run["folder"], run["seed"])]
+        bins = np.array([one.bins for one in found if one])
+        if not len(bins):
+            continue
+        error = np.mean(np.abs(bins[:, :, 1] - bins[:, :, 2]).sum(axis=1) / bins[:, :, 0].sum(axis=1))
+        for rows, confidence, right in bins.sum(axis=0):
+            if rows:
+                lines.append({**dict(zip(keys, key)), "confidence": confidence / rows, "right": right / rows, "rows": int(rows), "ece": error,
+                              "trials": len(bins)})
+    return pd.DataFrame(lines)

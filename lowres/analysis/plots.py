@@ -1,0 +1,210 @@
+"""The plots' common ground: one theme, one colour a method everywhere (colour-blind safe), no figure without its yardstick.
+
+A figure is a `Picture`: the picture and the sentence that stands for it where it cannot be seen. `show` writes PNG and SVG files.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowres import files
+from lowres.runs.summary import interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context")
+COLOURS = dict(zip(METHODS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")))  # seaborn's palette "colorblind"
+MARKERS = dict(zip(METHODS, "osD^vP"))  # readable in grey, too
+FILLED = ("full", "none", "left", "bottom", "right", "top")
+DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
+DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
+YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
+PUBLISHED = {"color": "0.45", "linestyle": "none", "markerfacecolor": "none", "markersize": 9, "zorder": 1}
+
+
+@dataclass
+class Picture:
+    """A figure, its file's name without ending, and what it shows in words."""
+
+    figure: Figure
+    name: str
+    alt: str
+
+
+def theme() -> None:
+    import seaborn as sns  # with matplotlib it takes 1 s, which no first trial has to wait for
+
+    looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
+    sns.set_theme(context="notebook", style="whitegrid", rc=looks)
+
+
+def training_curves(trials: list[dict], labels: int = 0) -> None:
+    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    theme()
+    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
+        axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
+    if labels:
+        axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
+    axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
+    axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
+    figure.legend(loc="outside right upper")  # beside the curves: eight seeds' names would lie on them
+    plt.close(figure)  # it is shown once, below
+    first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
+    show(Picture(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
+               + (f"; dotted: knowing nothing, {np.log(labels):.2f}." if labels else ".")))
+
+
+def show(drawn: Picture, folder: Path | None = None) -> None:
+    """Displays a figure with its words as alternative text and caption; with a folder, writes FOLDER/figures/NAME.png and .svg, whole."""
+    from IPython.display import Markdown, display
+
+    from lowres.files import safe
+
+    buffer = io.BytesIO()
+    drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
+    picture = few_colours(buffer)
+    if folder and folder.is_dir():
+        vectors = io.BytesIO()
+        drawn.figure.savefig(vectors, format="svg", metadata={"Date": None})
+        for kind, content in (("png", picture), ("svg", vectors.getvalue())):
+            files.write_whole(folder / "figures" / f"{drawn.name}.{kind}", content)
+    # The words stand in the notebook three times: as the picture's alternative, for viewers without pictures, and as a caption.
+    display({"image/png": picture, "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
+    display(Markdown(f"*{safe(drawn.alt)}*"))
+
+
+def few_colours(png: io.BytesIO) -> bytes:
+    """The same picture with a palette of 256 colours, a quarter of the bytes: an analysis of 24 figures stays below 1 MB.
+
+    By octree: Pillow's default (median cut) drops rare colours, and a method's colour may be that of a few pixels.
+    """
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    palette = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette.save(smaller, format="png", optimize=True)
+    return smaller.getvalue()
+
+
+def show_all(figures: Iterable[Picture], folder: Path | None = None, none: str = "There is nothing to draw yet.") -> None:
+    from IPython.display import Markdown, display
+
+    figures = list(figures)
+    for drawn in figures:
+        show(drawn, folder)
+    if not figures:
+        display(Markdown(none))
+
+
+def plain(text: object) -> str:
+    """A name as matplotlib draws it letter by letter: no formula begins in it."""
+    return str(text).replace("$", r"\$")
+
+
+def file_name(*words: object) -> str:
+    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(word).split("/")[-1]) for word in words)
+
+
+def line_name(method: str, variant: str) -> str:
+    return plain(f"{method} {variant}".strip())
+
+
+def styles(lines: pd.DataFrame) -> dict[tuple[str, str], dict]:
+    """By method and variant: the method's colour and marker; its variants differ in dashes and in which part of a marker is filled."""
+    found: dict[tuple[str, str], dict] = {}
+    for method, variant in lines[["method", "variant"]].drop_duplicates().itertuples(index=False):
+        nth = sum(other == method for other, _ in found)
+        colour = COLOURS.get(method, "0.2")
+        found[method, variant] = {"color": colour, "marker": MARKERS.get(method, "o"), "linestyle": DASHES[nth % len(DASHES)],
+                                  "fillstyle": FILLED[(nth + nth // len(DASHES)) % len(FILLED)], "markerfacecoloralt": "white"}
+    return found
+
+
+def shot_axis(axes, shots: Iterable) -> dict:
+    """Gives an axis of shots its ticks; where each count stands on it ('all' to the right of the others)."""
+    counts = sorted({n for n in shots if not isinstance(n, str)})
+    places = {n: float(n) for n in counts} | ({"all": 4.0 * max(counts, default=1)} if any(isinstance(n, str) for n in shots) else {})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(places.values()), [str(n) for n in places])
+    axes.set_xlim(min(places.values()) / 1.5, max(places.values()) * 1.5)
+    axes.minorticks_off()
+    axes.set_xlabel("shots (labelled examples per class)")
+    return places
+
+
+def error_line(axes, line: pd.DataFrame, places: dict, apart: float = 1.0, value: str = "accuracy", times: float = 100, **style) -> None:
+    """Mean over seeds against shots with 95 % intervals; `apart` sets lines beside one another so that bars do not hide each other."""
+    points = []
+    for n, group in line.groupby("shots", sort=False):
+        each = times * group.groupby("seed")[value].mean()
+        ends = np.clip(interval(each), 0, 100 if value == "accuracy" else None)  # no accuracy, time or memory lies beyond
+        points.append((places[n] * apart, each.mean(), *ends))
+    x, mean, low, high = np.array(sorted(points)).T
+    axes.errorbar(x, mean, yerr=np.nan_to_num([mean - low, high - mean]), capsize=3, markersize=6.5, **style)
+
+
+def counted(lines: pd.DataFrame, by=("method", "variant", "model", "task", "shots")) -> str:
+    """How many distinct trials stand behind a point."""
+    few, most = lines.groupby(list(by))["outcome"].nunique().agg(["min", "max"])
+    return f"{few} distinct trial{'s' * (most > 1)} a point" if few == most else f"{few} to {most} distinct trials a point"
+
+
+def legend_below(figure: Figure, grid) -> None:
+    """One legend for all panels, each name once, below them; the figure grows by its lines."""
+    found = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels())}
+    width, height = figure.get_size_inches()
+    columns = int(max(1, min(len(found), width / (0.75 + 0.095 * max(map(len, found))))))
+    figure.set_size_inches(width, height + 0.26 * -(-len(found) // columns))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+
+
+def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9) -> tuple[Figure, np.ndarray]:
+    import matplotlib.pyplot as plt
+
+    theme()
+    columns = max(1, min(across, count))
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    plt.close(figure)
+    return figure, grid.ravel()[:count]
+
+
+def accuracy_against_shots(trials: pd.DataFrame) -> list[Picture]:
+    """A figure a model and task: mean accuracy over seeds with its 95 % interval, a panel an evaluation set, a line a method and variant."""
+    found = []
+    for (model, task), part in trials.groupby(["model", "task"], sort=False) if len(trials) else ():
+        looks = styles(part)
+        sets = list(part.groupby(["domain", "set"], sort=False))
+        figure, grid = panels(len(sets))
+        for axes, ((domain, name), panel) in zip(grid, sets):
+            places = shot_axis(axes, part["shots"].unique())
+            for i, (key, line) in enumerate(panel.groupby(["method", "variant"], sort=False)):
+                error_line(axes, line, places, 2 ** (0.07 * (i - len(looks) / 2)), label=line_name(*key), **looks[key])
+            axes.axhline(100 * panel["constant"].iloc[0], label="constant prediction", **YARDSTICK)
+            if panel["untrained"].notna().any():
+                axes.axhline(100 * panel["untrained"].mean(), label="untrained model", **{**YARDSTICK, "linestyle": (0, (8, 4))})
+            axes.set(ylabel="accuracy, %", title=f"{DOMAINS[domain]} ({plain(name)}), {panel['n'].iloc[0]:,} rows")
+        figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds", fontsize="medium")
+        legend_below(figure, grid)
+        names = ", ".join(line_name(*key) for key in looks)
+        untrained = ", a long-dashed grey one the untrained model" if part["untrained"].notna().any() else ""
+        alt = (f"Accuracy against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; {counted(part)}, "
+               f"bars are 95 % intervals over seeds, the dotted line is constant prediction{untrained}. "
+               "The numbers are in the result table.")
+        found.append(Picture(figure, file_name("shots", task, model), alt))
+    return found

@@ -1,0 +1,155 @@
+"""What the frozen backbone makes of a pattern, label words and a text, before any training; by a call or with controls.
+
+Nothing here trains or is kept: it is where a pattern is tried before it goes into a task file.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+
+from lowres.files import BadInput
+from lowres.methods import prompts
+from lowres.methods.evaluation import constant_accuracy, predict
+from lowres.models.batches import encode
+from lowres.models.heads import Verbalizer
+from lowres.tasks.load import Task
+from lowres.tasks.shots import checksum
+from lowres.tasks.task_file import TaskFile, fields
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
+
+
+def describe_task(task: Task) -> pd.DataFrame:
+    """A line a set: rows, labels, and the accuracy of constant prediction. Prints what was dropped, and why."""
+    print(f"{task.file.name}: {task.file.description}")
+    for note in task.notes:
+        print(f"- {note}")
+    lines = []
+    for name, rows in {"pool": task.pool, **task.evaluation}.items():
+        counts = rows["label"].value_counts()
+        domain = task.file.evaluation[name].domain if name in task.evaluation else ""
+        lines.append({
+            "set": name, "domain": {"in": "in", "out": "out of"}.get(domain, ""), "rows": f"{len(rows):,}",
+            **{label: int(counts.get(i, 0)) for i, label in enumerate(task.labels)},
+            "constant, %": f"{100 * constant_accuracy(rows['label'].to_numpy()):.1f}" if domain else "",
+        })
+    return pd.DataFrame(lines).set_index("set")
+
+
+def describe_draw(task: Task, shots: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """The first examples of a draw; row numbers alone where the task's texts are not ours to print."""
+    print(f"{len(shots)} examples, checksum {checksum(shots)}" + (f"; the first {most}:" if len(shots) > most else ""))
+    columns = task.file.text if task.file.show_rows else []
+    table = shots.head(most)[columns].copy()
+    table["label"] = [task.labels[i] for i in shots["label"].head(most)]
+    table.index.name = "pool row"
+    return table
+
+
+def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd.DataFrame:
+    """A made-up text in the pattern, and how probable the backbone finds each label word there, before any training."""
+    example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
+    print("pattern:", repr(pattern))
+    print("example:", repr(pattern.format(**example.iloc[0])))
+    logits = predict(backbone, Verbalizer(backbone, words), {"example": encode(backbone, example, pattern, backbone.context_length)})
+    return pd.DataFrame({"label": task.labels, "label word": [repr(word) for word in words],
+                         "probability among them": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).softmax(0)]}).set_index("label")
+
+
+def tokens(backbone, text: str) -> list[str]:
+    """A text as the backbone reads it, piece by piece, behind the prefix that it puts in front."""
+    return [backbone.tokenizer.decode([token]) for token in backbone.prefix + backbone.tokenize([text])[0]]
+
+
+def label_probabilities(backbone, spec: TaskFile, pattern: str, words: dict[str, str], example: dict[str, str]) -> pd.DataFrame:
+    """A line a label: its word, its probability among the label words after the pattern, and the same calibrated by a content-free input.
+
+    `words`: a label word for each label. `example`: a text for each of the task's text columns. Raises BadInput for a pattern
+    without a place for each of them, or words that are not one token each.
+    """
+    rows = pd.DataFrame([{**example, "label": 0}])
+    logits, empty = _logits(backbone, spec, pattern, words, rows)
+    return pd.DataFrame({
+        "label": spec.labels, "label word": [repr(words[label]) for label in spec.labels],
+        "probability": softmax(logits, axis=1)[0].round(3), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)[0].round(3),
+    }).set_index("label")
+
+
+def score_shots(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[str, str]) -> pd.DataFrame:
+    """How labelled examples fare under a pattern: a line each for plain and calibrated answers, beside the constant one.
+
+    right, %: gold labels that are likeliest. mean log p: of the gold label, in nats; log(1 / labels) is knowing nothing.
+    """
+    logits, empty = _logits(backbone, task.file, pattern, words, shots)
+    gold, labels = shots["label"].to_numpy(), len(task.labels)
+    ways = {"as it is": softmax(logits, axis=1), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)}
+    lines = [{"answers": name, "right, %": 100 * (part.argmax(1) == gold).mean(), "mean log p": np.log(part[np.arange(len(gold)), gold]).mean()}
+             for name, part in ways.items()]
+    lines.append({"answers": "constant", "right, %": 100 * np.bincount(gold).max() / len(gold), "mean log p": -np.log(labels)})
+    return pd.DataFrame(lines).round({"right, %": 1, "mean log p": 3}).set_index("answers")
+
+
+def _logits(backbone, spec: TaskFile, pattern: str, words: dict[str, str], rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Label logits (rows, labels) of the rows, and of a content-free input, from one pass."""
+    _check_pattern(pattern, spec)
+    head = Verbalizer(backbone, [words[label] for label in spec.labels])
+    both = pd.concat([rows[[*spec.text, "label"]], prompts.empty_example(spec)])
+    inputs = encode(backbone, both, pattern, backbone.context_length)
+    logits = predict(backbone, head, {"all": inputs})["all"]
+    return logits[:-1], logits[-1:]
+
+
+def _check_pattern(pattern: str, spec: TaskFile) -> None:
+    try:
+        columns = fields(pattern)
+    except ValueError as error:
+        raise BadInput(f"pattern: {pattern!r}: {error}") from None
+    if sorted(columns) != sorted(spec.text):
+        raise BadInput(f"pattern: {pattern!r} wants a place for each of {', '.join(f'{{{column}}}' for column in spec.text)}, once")
+
+
+def controls(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[str, str], example: dict[str, str]) -> VBox:
+    """Controls over the calls above. What they show is made anew when one changes, with the lines of code that would show the same."""
+    import ipywidgets
+
+    wide = {"style": {"description_width": "initial"}, "layout": {"width": "min(44em, 98%)"}, "continuous_update": False}
+    asked = ipywidgets.Text(pattern.replace("\n", r"\n"), description="pattern", **wide)
+    said = {label: ipywidgets.Text(words[label], description=f"word: {label}", **wide) for label in task.labels}
+    given = {column: ipywidgets.Text(example[column], description=column, **wide) for column in task.file.text}
+    shown = ipywidgets.HTML()
+
+    def render(_=None) -> None:
+        values = [{name: box.value for name, box in boxes.items()} for boxes in (said, given)]
+        try:
+            shown.value = _page(backbone, task, shots, asked.value.replace(r"\n", "\n"), *values)
+        except BadInput as error:
+            shown.value = f'<p role="alert"><strong>{html.escape(str(error))}</strong></p>'
+
+    for control in (asked, *said.values(), *given.values()):
+        control.observe(render, "value")
+    render()
+    return ipywidgets.VBox([asked, *said.values(), *given.values(), shown])
+
+
+def _page(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[str, str], example: dict[str, str]) -> str:
+    """The controls' result as HTML; every text from a control is escaped."""
+    first = label_probabilities(backbone, task.file, pattern, words, example)
+    second = score_shots(backbone, task, shots, pattern, words)
+    boxes = [f'<span style="border:1px solid #999;border-radius:3px;padding:0 2px;white-space:pre">{html.escape(repr(piece)[1:-1])}</span>'
+             for piece in tokens(backbone, pattern.format(**example))]
+    code = [f"text_pattern = {pattern!r}", f"words = {words!r}", f"example = {example!r}",
+            "show.tokens(backbone, text_pattern.format(**example))",
+            "show.label_probabilities(backbone, task.file, text_pattern, words, example)",
+            "show.score_shots(backbone, task, examples, text_pattern, words)"]
+    form = {"border": 0, "justify": "left", "col_space": "7em"}
+    return (f'<h4>Tokens</h4><div style="line-height:1.9">{" ".join(boxes)}</div>'
+            f"<h4>The backbone's opinion</h4>{first.to_html(**form)}"
+            f"<h4>How {len(shots)} labelled examples fare</h4>{second.to_html(**form)}"
+            f'<h4>The same as code</h4><pre style="white-space:pre-wrap">{html.escape(chr(10).join(code))}</pre>')

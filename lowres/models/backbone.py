@@ -1,0 +1,194 @@
+"""A pretrained causal language model as the methods use it: texts in, final hidden states out, and back to its first weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from lowres.files import BadInput
+from lowres.models.adapters import behind_prompt, detach
+from lowres.models.identity import weights_files
+from lowres.models.weights import context_length, load_model, load_tokenizer, prefix_tokens, resolve
+
+Cache = list[tuple[torch.Tensor, torch.Tensor]]  # a layer's keys and values: (1, heads, tokens, width of a head) each
+CHUNK = 512  # attention over a whole long context at once would take gigabytes
+
+
+@dataclass
+class Backbone:
+    """A causal language model whose label logits are `hidden @ output.T`, checked when it was loaded."""
+
+    name: str
+    folder: Path
+    model: nn.Module
+    tokenizer: Callable
+    prefix: list[int]  # tokens in front of every text
+    context_length: int
+    device: torch.device
+    precision: str
+    compiled: bool = False
+    adapter: nn.Module | None = None  # PEFT's, while one is attached
+
+    @property
+    def whole(self) -> nn.Module:
+        """All that a trial may train but its head: the model, and an adapter's weights where they lie outside it."""
+        return self.model if self.adapter is None else self.adapter
+
+    @property
+    def output(self) -> torch.Tensor:
+        """The language-model head's weights: (vocabulary, width)."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def width(self) -> int:
+        """How wide the final hidden state is where the head reads it (512 for OPT-350M, whose layers are 1024 wide)."""
+        return self.output.shape[1]
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def autocast(self) -> torch.autocast:
+        """Products in bfloat16 where that is the precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def hidden(self, rows, cache: Cache | None = None) -> torch.Tensor:
+        """The final hidden state at each text's last token: (texts, width), in float32. Leaves the `cache` in front of the rows as it is."""
+        return self._states(rows, _shared(cache, len(rows.ids)) if cache else None).flatten(0, 1)[rows.last].float()
+
+    @torch.no_grad()
+    def encode_context(self, tokens: list[int]) -> Cache:
+        """A context's keys and values, computed once for any number of texts after it; without dropout, CHUNK tokens at a time."""
+        from lowres.models.batches import pack
+
+        self.model.eval()
+        past = _shared([], 1)
+        for start in range(0, len(tokens), CHUNK):
+            self._states(next(pack([tokens[start : start + CHUNK]], self.device, before=start)), past)
+        return [(layer.keys, layer.values) for layer in past.layers]
+
+    def _states(self, rows, past) -> torch.Tensor:
+        # Eager attention beats the fused one where gradients are kept (on a CPU at these lengths, 0.70 s to 1.12 s a step of 32x12
+        # tokens). Where none is, the fused one takes 7 % less time, and a half to a third behind a long context; a few models lack it.
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa and not torch.is_grad_enabled() else "eager")
+        with self.autocast():
+            given, virtual = behind_prompt(self.adapter, self.model.get_input_embeddings(), rows)
+            if past is not None:
+                given["past_key_values"] = past
+            # Behind keys and values of its own each layer would have to be compiled for itself: there they run as they are.
+            eager = self.compiled and "past_key_values" in given
+            with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
+                return self.model.base_model(**given, use_cache=past is not None).last_hidden_state[:, virtual:]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Takes an adapter out and puts the pretrained weights back, in place: every trial starts from the same backbone."""
+        detach(self)
+        self.model.requires_grad_(True)
+        own = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
+        for file in weights_files(self.folder):
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():
+                    if (weight := self._named(own, key)) is not None:
+                        weight.copy_(weights.get_tensor(key))
+
+    def _named(self, own: dict[str, torch.Tensor], key: str) -> torch.Tensor | None:
+        """The weight that a checkpoint's key means; None for one that transformers ignores (old checkpoints keep masks and such)."""
+        base = self.model.base_model_prefix + "."
+        for name in (key, base + key, key.removeprefix(base)):
+            if name in own:
+                return own[name]
+        head = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
+        return self.output if key == f"{head}.weight" else None  # a tied head under its own name
+
+    def embeddings(self) -> int:
+        """How many weights are looked up, not multiplied: the embeddings, and the head, of which only some rows are used."""
+        return sum(weight.numel() for weight in {self.model.get_input_embeddings().weight, self.output})
+
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.whole.parameters())
+
+
+def _shared(cache: Cache, rows: int):
+    """transformers' own cache object, each row with the same past. It grows as it is used; `cache` does not."""
+    from transformers import DynamicCache
+
+    # Made without the model's config, so that every layer keeps all tokens: no context is longer than a sliding window.
+    return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in cache])
+
+
+def load_backbone(name: str, device: str = "auto", precision: str = "auto", compiled: bool = False) -> Backbone:
+    """Raises BadInput for a model that is not there or a checkpoint that does not fit the architecture exactly."""
+    place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device: {device!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    folder = resolve(name)
+    model = load_model(folder, name)
+    tokenizer = load_tokenizer(folder)
+    backbone = Backbone(
+        name, folder, model.to(place), tokenizer, prefix_tokens(tokenizer), context_length(model.config, name), place,
+        resolved_precision(precision, place),
+    )
+    torch.set_float32_matmul_precision("highest")
+    _check_head_is_linear(backbone)
+    # On processors with fast float32 oneDNN kernels this is 2x MKL's speed; where they have AMX it may round to bfloat16,
+    # so a float32 run that is asked for by name keeps exact products.
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
+    if compiled:
+        from lowres.models.compiling import compile_layers
+
+        compile_layers(layer_stack(backbone.model))
+        backbone.compiled = True
+    return backbone
+
+
+def without_weights(name: str) -> Backbone:
+    """Reads texts as the backbone will, and can do nothing else: for what is to be told before weights are read."""
+    from transformers import AutoConfig
+
+    folder = resolve(name, weights=False)
+    tokenizer = load_tokenizer(folder)
+    length = context_length(AutoConfig.from_pretrained(folder).get_text_config(), name)
+    return Backbone(name, folder, None, tokenizer, prefix_tokens(tokenizer), length, torch.device("meta"), "float32")
+
+
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """auto: bfloat16 autocast (weights stay float32) where the processor computes in it natively, else float32."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if native else "float32"
+
+
+@torch.no_grad()
+def _check_head_is_linear(backbone: Backbone) -> None:
+    """Label logits are read as rows of a plain product. A head that does more (soft caps, scales) is refused, not misread."""
+    from lowres.models.batches import pack
+
+    ids = backbone.prefix + [5, 6, 7]
+    rows = next(pack([ids], backbone.device))
+    exact = Backbone(**{**vars(backbone), "precision": "float32"})
+    states = exact.hidden(rows)[0]
+    backbone.model.set_attn_implementation("eager")  # what both ways of attention must agree with
+    expected = backbone.model.eval()(input_ids=torch.tensor([ids], device=backbone.device)).logits[0, -1]
+    if not torch.allclose(states @ backbone.output.T, expected, atol=1e-2, rtol=1e-2):
+        raise BadInput(f"model: {backbone.name!r}: its language-model head is no plain product, or it ignores position_ids; not supported")
+
+
+def layer_stack(model: nn.Module) -> nn.ModuleList:
+    """A decoder's layers, lowest first: the longest list of modules of one type that lies in no other such list.
+
+    Found by structure, since every family names them otherwise; a mixture's experts lie inside a layer. Raises BadInput if none is there.
+    """
+    lists = [module for module in model.modules()
+             if isinstance(module, nn.ModuleList) and len(module) and len({type(item) for item in module}) == 1]
+    inside = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
+    outermost = [module for module in lists if id(module) not in inside]
+    if not outermost:
+        raise BadInput(f"model: {type(model).__name__} has no stack of layers of one type, which adapt: layers and compiled: true want")
+    return max(outermost, key=len)

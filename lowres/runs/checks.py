@@ -1,0 +1,167 @@
+"""Everything about a study, task or method file that can be told before a model loads. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lowres.files import BadInput, located, read_yaml, shown
+from lowres.methods.distillation import drawn_from_pool, prepare
+from lowres.methods.prompts import SEPARATOR, demonstrated, instruction, longest, without_prefix
+from lowres.models import identity
+from lowres.models.backbone import Backbone, without_weights
+from lowres.models.batches import encode
+from lowres.models.heads import tokens_after_text
+from lowres.parameters import Parameters, validated
+from lowres.runs.study import Study, read_study
+from lowres.tasks import load, task_file
+from lowres.tasks.load import Task, load_task
+from lowres.tasks.shots import Streams, close_draws, draw, fewest, in_common
+from lowres.tasks.task_file import TaskFile, read_task
+
+
+def make_prompts(p) -> None:
+    """Raises BadInput for an unlabelled pool that is too small, or a context that leaves no room for an input.
+
+    Reads the task's rows only where the task file and `max_length` do not settle it.
+    """
+    from_pool = getattr(p, "inputs", "") == "pool"
+    reader = without_weights(getattr(p, "teacher", "") or p.model)
+    fits = p.demonstrations == 0 or _surely_fits(reader, read_task(p.task), p)
+    if fits and not from_pool:
+        return
+    task = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
+    if from_pool:  # whether the pool is large enough does not depend on the draw
+        drawn_from_pool(task.pool, draw(task.pool, p.shots, p.seeds[0]), p.unlabelled, Streams(p.seeds[0]))
+    if not fits:
+        _make_prompts(reader, task, p)
+
+
+def _surely_fits(reader: Backbone, spec: TaskFile, p) -> bool:
+    """Whether the context fits even if every text is `max_length` long: one demonstration of each label, or the instruction."""
+    if getattr(p, "context", "") == "instruction":
+        context = len(reader.tokenize([instruction(spec, spec.words(p.label_words)) + SEPARATOR])[0])
+    else:
+        context = len(spec.labels) * (p.max_length + 1 + len(tokens_after_text(reader.tokenizer, SEPARATOR)))
+    return len(reader.prefix) + context + p.max_length <= reader.context_length
+
+
+def _make_prompts(reader: Backbone, task: Task, p) -> None:
+    """What each trial would make, by the same functions."""
+    pattern, words = task.file.pattern(p.pattern), task.file.words(p.label_words)
+    room = longest({name: without_prefix(reader, encode(reader, rows, pattern, p.max_length)) for name, rows in task.evaluation.items()})
+    for seed in p.seeds:
+        shots, streams = draw(task.pool, p.shots, seed), Streams(seed)
+        if hasattr(p, "inputs"):
+            prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room)
+        else:
+            demonstrated(reader, shots, streams.demonstrations.permutation(len(shots)), pattern, words, p.demonstrations, p.max_length, room)
+
+
+def check_study(study: Study) -> list[str]:
+    """Reads each task's data and each model's tokenizer once, and holds every run against them. Returns warnings; raises BadInput."""
+    return check_parameters((run.method, run.parameters) for run in study.runs)
+
+
+def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
+    """What is said of a study: warnings, each once; BadInput is raised for what cannot be run."""
+    smallest_pool: dict[tuple, int] = {}
+    seen, close = set(), {}
+    for _, p in asked:
+        key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
+        if key not in smallest_pool:
+            smallest_pool[key] = fewest(load_task(*key).pool)
+        if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
+            raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
+        if len(p.seeds) > 1:
+            close[p.task] = max(close.get(p.task, 0), in_common(smallest_pool[key], p.shots))
+        form = repr(p.model_copy(update={"shots": 1, "seeds": [0], "output_dir": "", "learning_rate": 1.0}))
+        if form not in seen:
+            seen.add(form)
+            check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
+            check_method(p)
+        rehearse(p)
+    return [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
+
+
+def rehearse(p: Parameters) -> None:
+    """Makes the prompts of a method that has any, once. Raises BadInput for what cannot be drawn or does not fit."""
+    prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
+    if prompted and hasattr(p, "demonstrations"):
+        make_prompts(p)
+
+
+def forget_files() -> None:
+    """Lets files that may have been edited be read anew."""
+
+    for cached in (task_file.read_task, task_file.extended_task, load.sha256, identity.folder_checksum):
+        cached.cache_clear()
+
+
+def check_method(p: Parameters) -> None:
+    """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
+    if p.compiled:
+        from lowres.models.adapters import shape_of
+        from lowres.models.backbone import layer_stack
+        from lowres.models.compiling import check_compiler
+
+        check_compiler(p.device)
+        layer_stack(shape_of(p.model))
+    if getattr(p, "fidelity", "") == "as_coded" and hasattr(p, "pattern") and getattr(p, "head", "") != "classifier":
+        read_task(p.task).pattern("as_coded")
+    if hasattr(p, "peft_type"):
+        from lowres.models import adapters
+
+        adapters.check(p)
+    if hasattr(p, "scoring") and p.scoring == "likelihood":
+        from lowres.methods.likelihood import check_likelihood
+
+        check_likelihood(read_task(p.task))
+    if hasattr(p, "temperature"):
+        from lowres.methods.distillation import check_distillation
+
+        check_distillation(p, read_task(p.task))
+    if hasattr(p, "train_layers"):
+        from lowres.methods import layers_and_corpus
+
+        layers_and_corpus.check(p)
+
+
+def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:
+    """The pattern exists, and the label words are one token each and told apart by the model's tokenizer."""
+    from lowres.models.weights import load_tokenizer, resolve
+
+    spec = read_task(task)
+    spec.pattern(pattern)
+    tokenizer = load_tokenizer(resolve(model, weights=False))
+    if label_words is not None:
+        from lowres.models.heads import word_ids
+
+        try:
+            word_ids(tokenizer, spec.words(label_words))
+        except BadInput as error:
+            raise BadInput(f"{spec.name}: {error}") from None
+
+
+def check_file(name: str, data_dir: str | None) -> str:
+    """Says in a line what a good file holds. Raises BadInput for a bad one."""
+    path = located(name)
+    content = read_yaml(path) if name.endswith((".yaml", ".yml")) else {"methods": []}
+    if "methods" in content:
+        study = read_study(name, data_dir)
+        warnings = "".join(f"\n{warning}" for warning in check_study(study))
+        return f"{study.name}: {len(study.runs)} runs, {study.trials} trials: nothing is wrong with it{warnings}"
+    if "evaluation" in content or "extends" in content:
+        return _check_task(path, data_dir)
+    parameters = validated(path.stem, content, shown(path))
+    check_parameters([(path.stem, parameters)])
+    return f"{shown(path)}: the parameters of {path.stem}: nothing is wrong with them"
+
+
+def _check_task(path: Path, data_dir: str | None) -> str:
+    task = load_task(str(path), data_dir or "")
+    sets = ", ".join(f"{name} {len(rows):,}" for name, rows in task.evaluation.items())
+    declare = {file: mark for file, mark in task.checksums.items() if file not in task.file.checksums and mark != "hub"}
+    hint = "".join(f"\n  {file}: {mark}" for file, mark in declare.items())
+    hint = f"\nTo have results known by their data, add to the file:\nchecksums:{hint}" if hint else ""
+    return f"{task.file.name}: pool {len(task.pool):,}, {sets} rows: nothing is wrong with it{hint}"

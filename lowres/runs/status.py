@@ -1,0 +1,200 @@
+"""How far a study is, told by what is on disk alone, never by file times. Imports no torch and no pandas: it takes a moment.
+
+    done      every trial is there, and the record and the notebook that show them
+    running   a living process holds its lock
+    failed    it was tried as it stands, and failed: what is left of it is under failed/
+    stale     its results are of other parameters, data, weights or code
+    partial   some trials are there, or something is damaged and will be redone
+    missing   nothing is there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lowres import files, locks
+from lowres.files import BadInput, located
+from lowres.models.identity import weights
+from lowres.parameters import Parameters
+from lowres.runs import records
+from lowres.runs.study import Run, Study
+from lowres.tasks.load import data_checksums
+from lowres.tasks.task_file import extended_task
+
+STATES = ("done", "running", "failed", "stale", "partial", "missing")
+
+
+@dataclass
+class Status:
+    """One run's state, how many of its trials count, what was found wrong, and what its trials took."""
+
+    run: Run
+    state: str
+    finished: int = 0
+    faults: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    stale: list[Path] = field(default_factory=list)  # files of trials that do not count: put aside when the run is redone
+    failure: dict[str, Any] | None = None
+    owner: str = ""
+
+    @property
+    def wanted(self) -> int:
+        return len(self.run.parameters.seeds)
+
+
+class FingerprintInputs:
+    """What the fingerprints of a study's runs are made of, looked up once: data checksums and the models' identities."""
+
+    def __init__(self) -> None:
+        self._data: dict[tuple[str, tuple[str, ...], str], dict[str, str] | None] = {}
+        self._weights: dict[tuple[str, str], str | None] = {}
+        self._any_failed: bool | None = None
+
+    def any_failed(self, run: Run) -> bool:
+        """Whether the run's study has a folder of failures at all: most have none, and 10,000 runs would each look."""
+        if self._any_failed is None:
+            self._any_failed = failure_folder(run).parents[3].is_dir()
+        return self._any_failed
+
+    def data(self, task: str, also: tuple[str, ...], data_dir: str) -> dict[str, str] | None:
+        """None where the files are not at hand."""
+        key = (task, also, data_dir)
+        if key not in self._data:
+            try:
+                self._data[key] = data_checksums(extended_task(task, also), data_dir)
+            except BadInput:
+                self._data[key] = None
+        return self._data[key]
+
+    def weights(self, parameters: Parameters) -> str | None:
+        """None where a model's folder is not at hand."""
+        key = (parameters.model, getattr(parameters, "teacher", ""))
+        if key not in self._weights:
+            self._weights[key] = weights(parameters)
+        return self._weights[key]
+
+    def fingerprints(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, str]:
+        """By seed. Where the data or the model's folder are not at hand, what the record says of them is believed."""
+        p = run.parameters
+        recorded = (record or {}).get("provenance", {})
+        also = tuple(p.also_evaluate)
+        data, model = self.data(p.task, also, p.data_dir), self.weights(p)
+        data = recorded.get("data", {}) if data is None else data
+        return records.fingerprints(run.method, p, seeds, extended_task(p.task, also), data, model or recorded.get("model") or "")
+
+    def accepted(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, set[str]]:
+        """By seed, the fingerprints that count: the study's; and, where it names no data folder, those of a run that had one.
+
+        So a study whose data came from a folder is known on another machine. Of a folder that is not at hand, the checksums that the
+        task file declares are believed, or those of the record.
+        """
+        known = [self.fingerprints(run, seeds, record)]
+        if not run.parameters.data_dir:
+            elsewhere = run.parameters.model_copy(update={"data_dir": "a folder that is not at hand"})
+            known.append(self.fingerprints(replace(run, parameters=elsewhere), seeds, record))
+        return {seed: {marks[seed] for marks in known} for seed in seeds}
+
+
+def all_statuses(study: Study) -> list[Status]:
+    facts = FingerprintInputs()
+    return [status_of(run, facts) for run in study.runs]
+
+
+def status_of(run: Run, facts: FingerprintInputs | None = None, mine: bool = False) -> Status:
+    """One run's state; `facts` are one study's; `mine`: its lock is held by this process, which asks what there is to do."""
+    facts, found = facts or FingerprintInputs(), Status(run, "missing")
+    failure = files.read_json(failure_folder(run) / "failure.json") if facts.any_failed(run) else None
+    if not run.folder.is_dir():
+        return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, None)) if failure else found
+    record = _record(run.folder, found)
+    on_disk = _seeds(run.folder)
+    marks = facts.accepted(run, sorted({*run.parameters.seeds, *on_disk}), record)
+    for seed in sorted(on_disk):
+        _trial(run, seed, marks[seed], found)
+    found.state = _state(found, [marks[seed] for seed in run.parameters.seeds], record, bool(on_disk))
+    if not mine and (at_work := locks.owner(run.folder)):
+        found.state, found.owner = "running", at_work
+    return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, record)) if failure else found
+
+
+def failure_folder(run: Run) -> Path:
+    return run.folder.parents[3] / "failed" / run.name
+
+
+def _failed(found: Status, failure: dict[str, Any], marks: dict[int, str]) -> Status:
+    """A failure counts as long as what was tried then is what would be tried now: same fingerprints, same notebook."""
+    if found.state in ("done", "running") or failure.get("fingerprints") != sorted(marks.values()):
+        return found
+    if failure.get("notebook_sha256") == checksum(located(failure.get("notebook", "")) / f"{found.run.method}.ipynb"):
+        found.state, found.failure = "failed", failure
+    return found
+
+
+def checksum(file: Path) -> str:
+    return _sha256(str(file)) if file.is_file() else ""
+
+
+def _state(found: Status, wanted: list[set[str]], record: dict[str, Any] | None, trials_on_disk: bool) -> str:
+    listed = set(record.get("fingerprints", [])) if record else set()
+    if found.finished == found.wanted and all(marks & listed for marks in wanted) and os.path.isfile(f"{found.run.folder}/run.ipynb"):
+        return "done"
+    if any(fault.endswith(": stale") for fault in found.faults) or (record and not trials_on_disk and not set.union(*wanted) & listed):
+        return "stale"
+    return "partial" if found.finished or found.faults else "missing"
+
+
+def _record(folder: Path, found: Status) -> dict[str, Any] | None:
+    record = files.read_json(f"{folder}/record.json")
+    if record is None and (folder / "record.json").exists():
+        found.faults.append("record.json is empty or cut short")
+    return record
+
+
+def _seeds(folder: Path) -> set[int]:
+    """Of the trials that have a file."""
+    try:
+        names = [entry.name for entry in os.scandir(f"{folder}/trials")]
+    except OSError:
+        return set()
+    return {int(name[5:-5]) for name in names if name.startswith("seed-") and name.endswith(".json") and name[5:-5].isdigit()}
+
+
+def _trial(run: Run, seed: int, marks: set[str], found: Status) -> None:
+    """Whether a trial's files are whole, belong together, and are what the run asks for."""
+    place = f"{run.folder}/trials/seed-{seed}"
+    trial = files.read_json(f"{place}.json")
+    try:
+        if trial is None or trial.get("seed") != seed:
+            fault = f"seed {seed}: the trial's file is empty, cut short or another's"
+        elif trial.get("fingerprint") not in marks:
+            fault = f"seed {seed}: stale"
+        elif _sha256(f"{place}.parquet") != trial.get("predictions_sha256"):
+            fault = f"seed {seed}: the predictions are not this trial's"
+        else:
+            if seed in run.parameters.seeds:
+                found.finished += 1
+                found.seconds.append(sum(trial.get("seconds", {}).values()))
+            return
+    except OSError:
+        fault = f"seed {seed}: the predictions are missing"
+    found.faults.append(fault)
+    found.stale += [Path(f"{place}.json"), Path(f"{place}.parquet")]
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()
+
+
+def counts(statuses: list[Status]) -> dict[str, int]:
+    found = Counter(status.state for status in statuses)
+    return {state: found[state] for state in STATES if found[state]}
+
+
+def remaining(statuses: list[Status]) -> dict[Run, int]:
+    return {status.run: status.wanted - status.finished for status in statuses if status.state != "done"}

@@ -1,0 +1,163 @@
+"""Results that stand beside a run's own: zero-shot beside demonstrations; teacher and untrained student beside the trained one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lowres.runs import records
+
+RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
+UNTRAINED = ["untrained", "untrained_mcc"]  # accuracy and MCC of the backbone as it comes: label words, pattern, no example
+
+
+def interval(values, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval for the mean over seeds; (nan, nan) where the values say nothing about spread: one alone, or all equal."""
+    from scipy import stats  # takes 0.4 s, which no trial has to wait for
+
+    values = np.asarray(values, float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return (np.nan, np.nan)
+    low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
+    return (float(low), float(high))
+
+
+def accuracy_interval(values) -> tuple[float, float]:
+    """The same for accuracies, 0 to 1: two trials' interval may reach beyond what an accuracy can be."""
+    low, high = np.clip(interval(values), 0, 1)
+    return (float(low), float(high))
+
+
+def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """A line a group: mean accuracy and MCC over seeds, each with its 95 % interval, the yardsticks, cost.
+
+    The yardsticks are the constant prediction's accuracy and, where the trials have it, what the untrained model gives.
+    """
+    known = [name for name in UNTRAINED if name in trials]
+
+    def one(group: pd.DataFrame) -> pd.Series:
+        low, high = accuracy_interval(group["accuracy"])
+        mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
+        return pd.Series({
+            "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(), **group[known].mean(),
+            "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
+            "one label": group["commonest_prediction"].mean(), "seconds": group["seconds"].mean(), "rows": group["n"].iloc[0],
+        })
+
+    return trials.groupby(by, sort=False).apply(one, include_groups=False).reset_index()
+
+
+def verdict(row: pd.Series) -> str:
+    """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
+
+    Shots are balanced and sets may not be: there answers can tell the labels apart (MCC above 0) and be right less often than a constant.
+    What neither accuracy nor MCC shows to be above both yardsticks, where the untrained model was measured, is to be had without training.
+    """
+    if np.isnan(row["low"]):
+        return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
+    above, tells = row["low"] > row["constant"], row["mcc low"] > 0
+    reading = "above constant" if above else "below constant" if row["high"] < row["constant"] else "not told from constant"
+    reading += ", MCC above 0" if tells and not above else ""
+    before, before_mcc = (row.get(name, np.nan) for name in UNTRAINED)
+    learnt = row["low"] > np.fmax(row["constant"], before) or row["mcc low"] > np.fmax(0, before_mcc)
+    return reading + (", not above untrained" if (above or tells) and not learnt else "")
+
+
+def printable(table: pd.DataFrame) -> pd.DataFrame:
+    """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
+    numbers = ["accuracy", "low", "high", "constant", "mcc", "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
+    shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
+    percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
+    shown["accuracy, % [95 % interval]"] = [
+        percent(a) + (f" [{percent(low)}, {percent(high)}]" if not np.isnan(low) else " [no interval]")
+        for a, low, high in zip(table["accuracy"], table["low"], table["high"])
+    ]
+    shown["constant, %"] = table["constant"].map(percent)
+    if "untrained" in table and table["untrained"].notna().any():
+        shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
+    shown["reading"] = table.apply(verdict, axis=1)
+    shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+                           for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
+    shown["one label, %"] = table["one label"].map(percent)
+    shown["rows"] = table["rows"].astype(int)
+    shown["trials (distinct)"] = [f"{int(n)} ({int(d)})" for n, d in zip(table["trials"], table["distinct"])]
+    shown["s a trial"] = table["seconds"].map("{:.1f}".format)
+    return shown
+
+
+def results(trials: list[dict]) -> pd.DataFrame:
+    """The result table of one run, a line an evaluation set."""
+    return printable(summary(records.as_table({"trials": trials}), ["set", "domain"]))
+
+
+def breakdown(trials: list[dict]) -> pd.DataFrame:
+    """Accuracy in each part that the task file names (HANS: heuristic and label), mean over seeds; a line a part."""
+    lines = [
+        {"set": name, "part": part, "rows": found["n"], "accuracy, %": 100 * found["accuracy"]}
+        for trial in trials for name, scores in trial["sets"].items() for part, found in scores["by"].items()
+    ]
+    if not lines:
+        return pd.DataFrame({"part": ["the task file breaks nothing down"]})
+    return pd.DataFrame(lines).groupby(["set", "part", "rows"], sort=False).mean().round(1).reset_index()
+
+
+def cost(trials: list[dict]) -> pd.DataFrame:
+    """What each trial cost, a line a seed."""
+    return pd.DataFrame([
+        {"seed": trial["seed"], **{f"{phase}, s": f"{value:.1f}" for phase, value in trial["seconds"].items()},
+         "peak memory, GB": f"{records.peak_memory(trial):.2f}", "trained parameters": f"{trial['trainable']:,}",
+         "of all, %": f"{100 * trial['trainable'] / trial['parameters']:.2f}", "TFLOP (estimate)": f"{trial['flops'] / 1e12:.1f}"}
+        for trial in trials
+    ]).set_index("seed")
+
+
+def side_by_side(trials: list[dict[str, Any]], own: str) -> pd.DataFrame:
+    """The result table with a line for each of the results under `also`, then the trials' `own`, set by set.
+
+    A result that no seed changes (the untrained backbone's) is one trial, without an interval.
+    """
+    import pandas as pd
+
+    parts = []
+    for who in [*trials[0].get("also", {}), own]:
+        found = [{**trial, **trial.get("also", {}).get(who, {})} for trial in trials]
+        copies = who != own and records.distinct(found) == 1
+        parts.append(records.as_table({"trials": found[:1] if copies else found}, who=who))
+    table = pd.concat(parts, ignore_index=True)
+    table["order"] = table["set"].map({name: i for i, name in enumerate(trials[0]["sets"])})
+    table = table.sort_values("order", kind="stable")
+    return printable(summary(table, ["set", "domain", "who"])).drop(columns="s a trial")
+
+
+def compared(trials: list[dict[str, Any]], one: str, other: str) -> list[str]:
+    """A sentence an evaluation set: is `one` more accurate than `other`, paired by seed, as far as the seeds tell? And by how much its MCC differs.
+
+    Both are names under `also`; any other name is the trials' own result. Seeds that all say the same leave no interval.
+    """
+    sentences = []
+    for name in trials[0]["sets"]:
+        gain, mcc = (np.array([_gain(trial, name, one, other, score) for trial in trials]) for score in ("accuracy", "mcc"))
+        sentences.append(f"{name}: the {one} {_verdict(100 * gain)} the {other}: {100 * gain.mean():+.1f} points ({_spread(100 * gain, '.1f')}); "
+                         f"MCC {mcc.mean():+.3f} ({_spread(mcc, '.3f')})")
+    return sentences
+
+
+def _gain(trial: dict[str, Any], name: str, one: str, other: str, score: str) -> float:
+    own, others = (trial.get("also", {}).get(who, trial)["sets"][name][score] for who in (one, other))
+    return round(own - others, 11)  # equal gains are equal, whatever their last bit
+
+
+def _spread(gain: np.ndarray, form: str) -> str:
+    if np.ptp(gain) == 0:
+        return "one seed: no interval" if len(gain) == 1 else f"the same for all {len(gain)} seeds: no interval"
+    low, high = interval(gain)
+    return f"95 % interval {low:+{form}} to {high:+{form}} over {len(gain)} seeds"
+
+
+def _verdict(gain: np.ndarray) -> str:
+    if np.ptp(gain) == 0:
+        return "is ahead of" if gain[0] > 0 else "is behind" if gain[0] < 0 else "is no better than"
+    low, high = interval(gain)
+    return "is better than" if low > 0 else "is worse than" if high < 0 else "is NOT shown to be better than"

@@ -1,0 +1,159 @@
+"""Where a pattern or an instruction has its places: `{premise} Question: {hypothesis}` has two."""
+
+from __future__ import annotations
+
+import string
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, shown
+
+
+def fields(pattern: str) -> list[str]:
+    """Their names, in order, each as often as it stands there. Raises ValueError if a brace is left open."""
+    return [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+
+
+def _inside_the_folder(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("a path inside the data folder is wanted, without '..' and without the file's ending")
+    return path
+
+
+class Hub(BaseModel):
+    """A data set on the Hugging Face hub, as `datasets.load_dataset` takes it. Loading scripts are never run."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    id: str
+    config: str | None = None
+    split: str
+    revision: str
+
+
+class Source(BaseModel):
+    """Where the rows of one set come from. `file` may list several, which are read as one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    file: Annotated[str, AfterValidator(_inside_the_folder)] | list[Annotated[str, AfterValidator(_inside_the_folder)]] = []
+    hub: Hub | None = None
+    relabel: dict[str, str | None] = {}  # on top of the task's
+
+    @property
+    def files(self) -> list[str]:
+        return [self.file] if isinstance(self.file, str) else self.file
+
+
+class EvaluationSet(Source):
+    """Rows that are only ever predicted."""
+
+    domain: Literal["in", "out"]
+    break_down_by: list[str] = []
+    task: str = ""  # another task as it was asked for, whose columns and labels these rows have; filled in by `also_evaluate`
+
+
+class TaskFile(BaseModel):
+    """What a task file may say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    version: int
+    description: str
+    show_rows: bool = False  # whether notebooks may print the texts
+    embedded: str = ""  # the module of lowres that generates the rows
+    text: list[str] = Field(min_length=1)
+    label: str = "label"
+    labels: list[str] = Field(min_length=2)  # in the order of their indices
+    relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop the row
+    pool: Source
+    evaluation: dict[str, EvaluationSet] = Field(min_length=1)
+    checksums: dict[str, str] = {}  # file -> SHA-256
+    patterns: dict[str, str] = Field(min_length=1)
+    label_words: dict[str, dict[str, str]] = Field(min_length=1)
+    instruction: str = ""  # what a teacher may be told; {a label} stands for its word
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> TaskFile:
+        for name, pattern in self.patterns.items():
+            columns = fields(pattern)
+            for column in columns:
+                if column not in self.text:
+                    raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
+            for column in set(self.text) - set(columns):
+                raise ValueError(f"patterns.{name}: {pattern!r} has no place for the text column {column!r}")
+        if "plain" not in self.patterns:
+            raise ValueError("patterns: one must be called plain, the text with nothing added")
+        for name, words in self.label_words.items():
+            if set(words) != set(self.labels):
+                raise ValueError(f"label_words.{name}: a word for each of {self.labels} is wanted, not {words}")
+        for label in fields(self.instruction):
+            if label not in self.labels:
+                raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
+        sets = {"": self, "pool.": self.pool, **{f"evaluation.{name}.": rows for name, rows in self.evaluation.items()}}
+        for where, source in sets.items():
+            for value, label in source.relabel.items():
+                if label is not None and label not in self.labels:
+                    raise ValueError(f"{where}relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
+        return self
+
+    def pattern(self, name: str) -> str:
+        """The pattern of that name; the first if the name is empty."""
+        return self._named("patterns", name)
+
+    def words(self, name: str) -> list[str]:
+        """A word for each of `labels`, in their order: the label words of that name; the first if it is empty."""
+        words = self._named("label_words", name)
+        return [words[label] for label in self.labels]
+
+    def _named(self, key: Literal["patterns", "label_words"], name: str) -> Any:
+        choices = getattr(self, key)
+        if name and name not in choices:
+            raise BadInput(f"{self.name}: {key}: there is no {name!r}{near(name, choices)}")
+        return choices[name] if name else next(iter(choices.values()))
+
+
+def task_path(name: str) -> Path:
+    """The file of a task given by name or by path."""
+    folder = ROOT / "parameters" / "tasks"
+    path = located(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput(f"task: there is no task {name!r}{near(name, [p.stem for p in folder.glob('*.yaml')])}")
+    return path
+
+
+@cache
+def read_task(name: str) -> TaskFile:
+    """The checked task file, with what it extends filled in. Reads no data."""
+    path = task_path(name)
+    content = read_yaml(path)
+    seen = {path}
+    while "extends" in content:
+        base = path.parent / f"{content.pop('extends')}.yaml"
+        if base in seen:
+            raise BadInput(f"{shown(path)}: extends: {base.stem!r} extends itself")
+        seen.add(base)
+        content = {**read_yaml(base), **content}
+    return checked(TaskFile, content, shown(path))
+
+
+@cache
+def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
+    """A task with the evaluation sets of others beside its own, out of domain. Raises BadInput if their forms differ, or two are one."""
+    spec = read_task(name)
+    sets = dict(spec.evaluation)
+    for asked in also_evaluate:
+        other = read_task(asked)
+        if task_path(asked) == task_path(name):
+            raise BadInput(f"{spec.name}: also_evaluate: {asked!r} is the task itself")
+        if [read_task(one).name for one in also_evaluate].count(other.name) > 1:
+            raise BadInput(f"{spec.name}: also_evaluate: two tasks are called {other.name!r}")
+        if (len(other.labels), len(other.text)) != (len(spec.labels), len(spec.text)):
+            raise BadInput(
+                f"{spec.name}: also_evaluate: {other.name!r} has {len(other.labels)} labels and {len(other.text)} text columns, "
+                f"not {len(spec.labels)} and {len(spec.text)}"
+            )
+        for set_name, rows in other.evaluation.items():
+            sets[f"{other.name}.{set_name}"] = rows.model_copy(update={"task": asked, "domain": "out"})
+    return spec.model_copy(update={"evaluation": sets}) if also_evaluate else spec
