@@ -1,14 +1,23 @@
-# make quickstart: real few-shot fine-tuning in about ten minutes. make test: the tests. Each sets up all that it needs.
+# make quickstart: real few-shot fine-tuning in about ten minutes. make test: the tests. Each sets up all that it needs in .venv (bootstrap.py).
 PYTHON ?= python3
 READY = .venv/.ready
 
-.PHONY: quickstart test chaos bench lab check clean
+.PHONY: quickstart test test-all test-setup chaos bench lab lint install clean
 
 quickstart: $(READY)
 	.venv/bin/lowres run quickstart
 
+# Two processes, each test file in one of them.
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+# With those that take minutes, such as every type of adapter and every compilation.
+test-all: $(READY)
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not chaos"
+
+# What a stranger's first minutes are like: a clone, a new HOME, the public package index alone. Notes what passed for the next time.
+test-setup:
+	tests/fresh_setup.sh
 
 chaos: $(READY)
 	.venv/bin/python -m pytest -m chaos
@@ -21,16 +30,13 @@ bench: $(READY)
 lab: $(READY)
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 .venv/bin/jupyter lab --notebook-dir=.
 
-check: $(READY)
+lint: $(READY)
 	.venv/bin/ruff check .
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] >= (3, 11), "Python 3.11 or newer is needed"'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	.venv/bin/python -m lowres prepare
-	@touch $(READY)
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml bootstrap.py
+	@$(PYTHON) bootstrap.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache lowres.egg-info

@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,6 @@ def tracked(*patterns: str) -> list[Path]:
     if found.returncode:
         pytest.skip("not a git checkout")
     return [ROOT / line for line in found.stdout.splitlines() if (ROOT / line).is_file()]
-
-
-def test_the_lock_the_conda_list_and_the_project_name_the_same_packages():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
-    names = {re.split(r"[<>=\[]", item)[0] for item in asked}
-    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and not line.startswith("#"))
-    lock = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lock.items()}
-    conda = dict(item.split("==") for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"])
-    assert names == set(conda)
-    assert conda == {name: lock[name] for name in names}
-    assert lock["torch"] == "2.13.0", "without '+cpu', and never without a pin: else a CUDA build of several gigabytes comes"
 
 
 def test_committed_notebooks_have_no_outputs_but_under_outputs():
