@@ -140,7 +140,7 @@ def run(
     only: Only = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and stop")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="execute failed runs again")] = False,
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="execute stale runs again; the old results are kept under stale/")] = False,
+    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="execute stale runs again; what they had goes to their aside/")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first failure")] = False,
     timeout: Annotated[int | None, typer.Option(min=1, help="seconds that a cell may take")] = None,
     retries: Annotated[int, typer.Option(min=0, help="of a run whose kernel or worker died; Python errors are never retried")] = 2,

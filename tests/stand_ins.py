@@ -17,13 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import psutil
 import yaml
 
 from lowres import files
 from lowres.__main__ import chosen
 from lowres.files import ROOT, located
-from lowres.locks import SCRATCH, STOP
+from lowres.locks import NOTEBOOK, SCRATCH, STOP
 from lowres.parameters import METHODS, validated
 from lowres.runs import records
 from lowres.runs.notebook import Interrupted
@@ -36,7 +38,7 @@ PATIENCE = 120  # seconds until something that must happen is given up; nothing 
 def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda seed: None) -> None:
     """What a stand-in's cell calls: each seed not yet there is worked at and kept, then the record. Notes every execution."""
     parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields}, "stand-in")
-    folder, record = located(parameters.output_dir), {"provenance": {}}
+    folder, record = located(parameters.output_dir), {"provenance": {"code": records.code_checksum(os.environ.get(NOTEBOOK, ""))}}
     marks = FingerprintInputs().fingerprints(Run(method, "", parameters), parameters.seeds, record)
     for seed in parameters.seeds:
         if records.read_trial(folder, seed, marks[seed]):
@@ -46,14 +48,13 @@ def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda 
         note(folder.parents[3], f"{method} {parameters.shots} {seed}")
         start = time.monotonic()
         work(seed)
-        content = f"predictions of {marks[seed]}".encode()
-        files.write_whole(folder / "trials" / f"seed-{seed}.parquet", content)
-        files.write_json(folder / "trials" / f"seed-{seed}.json", {
-            "seed": seed, "fingerprint": marks[seed], "predictions_sha256": hashlib.sha256(content).hexdigest(),
-            "seconds": {"other": time.monotonic() - start}, "sets": {"in_domain": {"accuracy": 0.5}},
-        })
+        mark = np.frombuffer(hashlib.sha256(marks[seed].encode()).digest(), np.uint8)
+        predictions = pd.DataFrame({"trial": seed, "set": "in_domain", "row": np.arange(len(mark)), "logit_no": mark.astype(np.float32)})
+        records.write_trial(folder, {
+            "seed": seed, "fingerprint": marks[seed], "seconds": {"other": time.monotonic() - start}, "sets": {"in_domain": {"accuracy": 0.5}},
+        }, predictions)
     trials = [records.read_trial(folder, seed, marks[seed]) for seed in parameters.seeds]
-    record |= {"schema_version": 1, "fingerprints": [trial["fingerprint"] for trial in trials], "trials": trials}
+    record |= {"schema_version": records.SCHEMA_VERSION, "trials": trials}
     files.write_json(Path(os.environ[SCRATCH]) / "record.json", record)
 
 
@@ -62,7 +63,7 @@ def finish(run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[SCRATCH] = folder
         keep_trials(run.method, run.parameters.model_dump())
-        shutil.copy(Path(folder) / "record.json", run.folder / "record.json")
+        records.merge(run.folder, files.read_json(Path(folder) / "record.json"))
         del os.environ[SCRATCH]
     (run.folder / "run.ipynb").write_text("{}")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lowres import files
 from lowres.runs import records
 from lowres.runs.status import FingerprintInputs
 from lowres.runs.study import Study, read_study
@@ -58,10 +57,9 @@ def fill(study: Study, effect=None, spread: float = 2.0, seed: int = 0, only=Non
         for number in run.parameters.seeds:
             if only is None or only(run, number):
                 trials.append(_trial(run, number, marks[number], effect or usual, spread, rng))
-        for trial, table in trials:
-            records.write_trial(run.folder, trial, table if predictions else table.head(0))
-        if trials:
-            files.write_json(run.folder / "record.json", _record(run, [trial for trial, _ in trials]))
+        kept = [records.write_trial(run.folder, trial, table if predictions else table.head(0)) for trial, table in trials]
+        if kept:
+            records.merge(run.folder, _record(run, kept))
 
 
 def usual(run, domain: str) -> float:
@@ -93,7 +91,7 @@ def _trial(run, seed: int, mark: str, effect, spread: float, rng) -> tuple[dict,
     total = 125_240_832 if "125" in run.parameters.model else 331_198_976
     trial = {
         "seed": seed, "fingerprint": mark, "shots_sha256": "0" * 16, "outcome_sha256": outcome,
-        "losses": (0.7 * np.exp(-np.arange(steps) / 20) + rng.uniform(0, 0.05, steps)).round(4).tolist(), "learning_rates": [],
+        "losses": (0.7 * np.exp(-np.arange(steps) / 20) + rng.uniform(0, 0.05, steps)).round(4).tolist(),
         "seconds": {"train": SECONDS[run.method] * cost * total / 1.25e8, "evaluate": 3.0, "other": 1.0},
         "memory": {"resident": MEMORY[run.method] * total / 1.25e8 * float(rng.normal(1, 0.01))},
         "trainable": {"lora": 36864 * getattr(run.parameters, "rank", 1), "in_context": 0}.get(run.method, total), "parameters": total,
@@ -126,7 +124,7 @@ def _parts(names: list[str], accuracy: float, rows: int) -> dict:
 def _record(run, trials: list[dict]) -> dict:
     return {
         "schema_version": records.SCHEMA_VERSION, "results_version": records.RESULTS_VERSION, "method": run.method, "parameters": {},
-        "fingerprints": [trial["fingerprint"] for trial in trials], "distinct_trials": records.distinct(trials), "trials": trials,
+        "distinct_trials": records.distinct(trials), "trials": trials,
         "labels": ["no", "yes"], "notes": [], "provenance": {"data": {}, "model": run.parameters.model},
         "environment": {"precision": "float32", "threads": 2, "device": "a processor", "torch": "2", "transformers": "5"},
     }

@@ -24,13 +24,13 @@ from lowres.runs.execute import Options, execute
 from lowres.runs.status import all_statuses
 
 # Of records: times and memory; the environment holds the host; and somebody may commit while the test runs.
-VARYING = {"seconds", "load_seconds", "memory", "start", "end", "predictions_sha256", "commit", "dirty"}
+VARYING = {"seconds", "load_seconds", "memory", "start", "end", "commit", "dirty"}
 VICTIMS = {"kernel": kernels, "worker": workers}
 
 
 def kept(study) -> dict:
     """Every finished trial's files, by path."""
-    return {file: file.read_bytes() for run in study.runs for file in run.folder.glob("trials/seed-*")}
+    return {f"{run.name} {seed}": trial for run in study.runs for seed, trial in records.read_trials(run.folder)[0].items()}
 
 
 def still_there(before: dict) -> None:

@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
+import pandas as pd
 import psutil
 import pytest
 from site_study import write_notebooks
@@ -18,7 +21,9 @@ from synthetic import METHODS, fill, make_study
 from lowres import files, locks
 from lowres.files import ROOT
 from lowres.models.identity import identity
-from lowres.runs.execute import Options, execute
+from lowres.runs import records
+from lowres.runs.execute import Options, execute, without_secrets
+from lowres.runs.progress import problems
 from lowres.runs.status import failure_folder, status_of
 from lowres.runs.study import read_study
 
@@ -36,10 +41,32 @@ def test_a_run_that_ends_well_is_moved_in_whole_and_nothing_else_is_left(tmp_pat
     assert executed(study, write_notebook(tmp_path / "n")).state == "done"
     run = only_run(study)
     files = {str(file.relative_to(run.folder)) for file in run.folder.rglob("*") if file.is_file()}
-    trials = {f"trials/seed-{seed}.{form}" for seed in (0, 1) for form in ("json", "parquet")}
-    assert files == {"run.ipynb", "parameters.yaml", "record.json"} | trials
+    assert files == {"run.ipynb", "parameters.yaml", "record.json", "predictions.parquet"}
     assert status_of(run).state == "done"
     nothing_is_left(study, temporary)
+
+
+def test_a_name_is_a_secret_by_its_own_words_and_a_value_is_taken_out_whole(monkeypatch):
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Martin")
+    monkeypatch.setenv("KEYBOARD_LAYOUT", "german")
+    monkeypatch.setenv("SERVICE_API_KEY", "planted")
+    monkeypatch.setenv("HF_TOKEN", "hf_abc.def")
+    assert without_secrets("Martin transplanted german words") == "Martin transplanted german words"
+    assert without_secrets("key=planted, hf_abc.def") == "key=<SERVICE_API_KEY>, <HF_TOKEN>"
+
+
+@pytest.mark.parametrize("edited", ["trial", "parameters"])
+def test_a_run_made_by_another_notebook_stays_done_and_says_so(tmp_path, temporary, edited):
+    study, notebooks = write_study(tmp_path), Path(write_notebook(tmp_path / "n"))
+    assert executed(study, str(notebooks)).state == "done"
+    assert not status_of(only_run(study), notebooks=str(notebooks)).by_another_notebook
+    notebook = nbformat.read(notebooks / "vanilla.ipynb", as_version=4)
+    notebook.cells[0 if edited == "parameters" else -1].source += "\nlearning = 2"
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("What it does, in other words."))
+    nbformat.write(notebook, notebooks / "vanilla.ipynb")
+    status = status_of(only_run(study), notebooks=str(notebooks))
+    assert status.state == "done" and status.by_another_notebook == (edited == "trial")
+    assert problems([status]) == ([f"done by another notebook: {only_run(study).name}"] if edited == "trial" else [])
 
 
 def test_a_python_error_is_kept_with_notebook_and_traceback_and_never_retried(tmp_path, temporary):
@@ -161,25 +188,37 @@ if seed == 1 and not os.path.exists({mark!r}):
 
 HARMS = {
     "cut record": "record.json is empty or cut short",
+    "predictions of another run": "seed 1: the predictions are not this trial's",
+    "no predictions": "seed 0: the predictions are missing",
     "cut trial": "seed 1: the trial's file is empty, cut short or another's",
     "empty trial": "seed 1: the trial's file is empty, cut short or another's",
     "trial of another seed": "seed 1: the trial's file is empty, cut short or another's",
-    "predictions of another run": "seed 1: the predictions are not this trial's",
-    "no predictions": "seed 1: the predictions are missing",
+    "trial of other predictions": "seed 1: the predictions are not this trial's",
+    "trial without predictions": "seed 1: the predictions are missing",
 }
 
 
 def damage(folder, harm: str) -> None:
+    """Spoils a finished run, or (a trial of) one that was killed before its record was made."""
+    if "trial" in harm:
+        records.put_aside(folder, [0, 1])
+        shutil.rmtree(folder / "aside")
     trials = folder / "trials"
     if harm == "cut record":
         (folder / "record.json").write_text((folder / "record.json").read_text()[:100])
+    elif harm == "predictions of another run":
+        table = pd.read_parquet(folder / "predictions.parquet")
+        table.loc[table["trial"] == 1, "row"] += 1
+        table.to_parquet(folder / "predictions.parquet")
+    elif harm == "no predictions":
+        (folder / "predictions.parquet").unlink()
     elif harm == "cut trial":
         (trials / "seed-1.json").write_text((trials / "seed-1.json").read_text()[:50])
     elif harm == "empty trial":
         (trials / "seed-1.json").write_text("")
     elif harm == "trial of another seed":
         shutil.copy(trials / "seed-0.json", trials / "seed-1.json")
-    elif harm == "predictions of another run":
+    elif harm == "trial of other predictions":
         shutil.copy(trials / "seed-0.parquet", trials / "seed-1.parquet")
     else:
         (trials / "seed-1.parquet").unlink()
@@ -191,20 +230,20 @@ def test_what_is_damaged_is_noticed_and_named(tmp_path, harm, named):
     finish(run)
     assert status_of(run).state == "done"
     damage(run.folder, harm)
-    assert (status_of(run).state, status_of(run).faults) == ("partial", [named])
+    assert status_of(run).state == "partial" and status_of(run).faults[0] == named
 
 
-@pytest.mark.parametrize("harm", ["cut record", "empty trial", "predictions of another run"])
+@pytest.mark.parametrize("harm", ["no predictions", "empty trial", "predictions of another run"])
 def test_what_is_damaged_is_redone_and_kept_aside_and_nothing_else_is(tmp_path, temporary, harm):
     study = write_study(tmp_path, seeds=[0, 1])
     run = only_run(study)
     finish(run)
-    before, original = noted(study), (run.folder / "trials" / "seed-1.parquet").read_bytes()
+    before, original = noted(study), records.read_predictions(run.folder)
     damage(run.folder, harm)
     assert executed(study, write_notebook(tmp_path / "n")).state == "done"
-    assert noted(study)[len(before):] == ([] if harm == "cut record" else ["vanilla 2 1"])
-    assert (run.folder / "trials" / "seed-1.parquet").read_bytes() == original
-    assert (study.folder / "stale").exists() == (harm != "cut record")
+    assert noted(study)[len(before):] == [f"vanilla 2 {seed}" for seed in ([0, 1] if harm == "no predictions" else [1])]
+    assert records.read_predictions(run.folder).equals(original)
+    assert (run.folder / "aside").exists() and status_of(run).state == "done"
 
 
 def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, temporary, monkeypatch):
@@ -216,7 +255,7 @@ def test_stale_results_wait_to_be_asked_for_and_are_kept_aside(tmp_path, tempora
     assert status_of(only_run(changed)).state == "stale"
     assert executed(changed, notebooks).state == "stale" and len(noted(study)) == 2
     assert executed(changed, notebooks, rerun=frozenset({"stale"})).state == "done"
-    aside = {file.name: file.read_bytes() for file in (study.folder / "stale").rglob("*") if file.is_file()}
+    aside = {file.name: file.read_bytes() for file in (only_run(study).folder / "aside").rglob("*") if file.is_file()}
     assert aside == before
     assert not (only_run(study).folder / "adapters" / "seed-1").exists()
     assert status_of(only_run(changed)).state == "done"
@@ -235,7 +274,7 @@ def test_a_run_that_a_living_process_is_at_work_on_is_left_to_it(tmp_path, tempo
 def test_a_dead_owners_lock_is_broken(tmp_path, temporary):
     study = write_study(tmp_path)
     run = only_run(study)
-    code = f"import os; from pathlib import Path; from lowres import scratch\nwith scratch.locked(Path({str(run.folder)!r})): os.kill(os.getpid(), 9)"
+    code = f"import os; from pathlib import Path; from lowres import locks\nwith locks.locked(Path({str(run.folder)!r})): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert (run.folder / ".lock").is_file() and status_of(run).state == "missing"
     assert executed(study, write_notebook(tmp_path / "n")).state == "done"

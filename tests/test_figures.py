@@ -9,6 +9,8 @@ import pytest
 from synthetic import filled, make_study
 
 from lowres.analysis import collect, paper_figures, plots, study_figures, tables
+from lowres.methods import show
+from lowres.runs import records
 from lowres.runs.study import read_study
 
 
@@ -66,8 +68,8 @@ def test_four_variants_of_a_method_are_told_apart_without_their_lines(tmp_path):
 
 
 def test_no_first_trial_waits_for_what_only_drawing_needs():
-    """Every method notebook imports the figures with all else, long before it draws."""
-    imported = "import sys, lowres.figures; print(*sys.modules)"
+    """Every method notebook imports what shows its results with all else, long before it draws."""
+    imported = "import sys, lowres; lowres.show, lowres.start, lowres.train, lowres.compared; print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True).stdout
     assert not {"matplotlib", "seaborn", "scipy.stats"} & set(said.split())
 
@@ -83,8 +85,7 @@ def test_calibration_error_is_the_mean_gap(tmp_path):
     sure, right = np.repeat([0.95, 0.55], 100), np.concatenate([np.arange(100) < 80, np.arange(100) < 55])
     rows = pd.DataFrame({"set": "test", "row": range(200), "label": 1, "prediction": right.astype(int), "logit_no": 0.0})
     rows["logit_yes"] = np.where(right, 1, -1) * np.log(sure / (1 - sure))
-    (tmp_path / "trials").mkdir()
-    rows.to_parquet(tmp_path / "trials" / "seed-0.parquet")
+    records.write_trial(tmp_path, {"seed": 0}, rows.assign(trial=0))
     trials = pd.DataFrame({"method": "pbft", "variant": "", "model": "m", "task": "t", "shots": 2, "domain": "in", "set": "test",
                            "folder": str(tmp_path), "seed": [0]})
     table = collect.calibration(trials)
@@ -275,7 +276,7 @@ def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_p
 def test_training_curves_are_shown_with_their_words(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda *said, **more: shown.append((said[0], more)))
-    plots.training_curves([{"seed": 0, "losses": [0.8, 0.2]}, {"seed": 1, "losses": [0.6, 0.1]}], labels=2)
+    show.loss_curves([{"seed": 0, "losses": [0.8, 0.2]}, {"seed": 1, "losses": [0.6, 0.1]}], labels=2)
     alt = shown[0][1]["metadata"]["image/png"]["alt"]
     assert alt == "Training loss against the optimizer step, 2 trials: from 0.70 to 0.15 in the mean; dotted: knowing nothing, 0.69."
     assert shown[0][0]["image/png"].startswith(b"\x89PNG") and shown[0][0]["text/plain"] == alt

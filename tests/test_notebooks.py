@@ -9,8 +9,8 @@ import papermill
 import pytest
 import yaml
 
-from lowres.files import ROOT
-from lowres.parameters import METHODS, Trained
+from lowres.files import ROOT, BadInput
+from lowres.parameters import METHODS, Trained, Vanilla
 from lowres.runs import records
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -84,10 +84,10 @@ def test_plain_papermill_over_the_kept_parameters_repeats_every_prediction(execu
 def test_finished_trials_are_read_back_and_only_new_seeds_are_trained(tiny_llama, tmp_path):
     asked = {"model": tiny_llama, "shots": 2, "evaluation_rows": 8, "epochs": 2, "output_dir": str(tmp_path)}
     execute("vanilla", tmp_path / "a.ipynb", asked | {"seeds": [0]})
-    before = (tmp_path / "trials" / "seed-0.json").stat().st_mtime_ns
+    before = records.read_trial(tmp_path, 0)
     notebook = execute("vanilla", tmp_path / "b.ipynb", asked | {"seeds": [0, 1]})
-    assert (tmp_path / "trials" / "seed-0.json").stat().st_mtime_ns == before
-    assert "seed 0: finished before, read back" in json.dumps(notebook)
+    assert records.read_trial(tmp_path, 0) == before, "its seconds, too"
+    assert "s, read back)" in json.dumps(notebook)
     assert [trial["seed"] for trial in records.read_record(tmp_path)["trials"]] == [0, 1]
 
 
@@ -129,9 +129,65 @@ def test_the_golden_record_is_of_trainings_that_train():
             assert not losses or sum(losses[-4:]) < 0.9 * sum(losses[:4]), f"{method}: a wrong gradient would go unnoticed"
 
 
-def test_a_notebook_can_be_run_again_in_the_same_kernel_with_another_value(tiny_llama):
-    from lowres.runs.notebook import start
+class Kernel:
+    """Executes cells as a notebook's kernel does: names stay, and `In` has every cell's source."""
 
-    values = {"model": tiny_llama, "shots": 2}
-    values |= {"run": start("vanilla", values), "p": 1, "task": "grammar", "evaluation": {}, "trials": []}
-    assert start("vanilla", values | {"shots": 4}).parameters.shots == 4
+    def __init__(self, method: str = "vanilla") -> None:
+        self.names: dict = {"In": [""]}
+        self.starting = f'import lowres\nrun = lowres.start("{method}", globals())'
+
+    def run(self, *cells: str) -> None:
+        for cell in cells:
+            self.names["In"].append(cell)
+            exec(cell, self.names)
+
+    def started(self, *cells: str) -> Vanilla:
+        self.run(*cells, self.starting)
+        return self.names["run"].parameters
+
+
+def test_a_notebook_can_be_run_again_in_the_same_kernel_with_another_value(tiny_llama):
+    kernel, cell = Kernel(), f"model: str = {tiny_llama!r}  # backbone\nshots = 2"
+    assert kernel.started(cell).shots == 2
+    kernel.run("p, task, evaluation, trials = 1, 'grammar', {}, []")
+    assert kernel.started(cell.replace("2", "4", 1) if "2" not in tiny_llama else cell[:-1] + "4").shots == 4
+
+
+def test_a_misspelt_parameter_is_refused_the_second_time_too(tiny_llama):
+    kernel, cell = Kernel(), f"model = {tiny_llama!r}\nshots = 2"
+    kernel.started(cell)
+    kernel.run("helper = 3", "print(helper)")
+    with pytest.raises(BadInput, match='shot: unknown key .did you mean "shots"'):
+        kernel.started(cell + "\nshot = 4")
+
+
+def test_a_parameter_that_was_deleted_has_its_default_again(tiny_llama):
+    kernel, cell = Kernel(), f"model = {tiny_llama!r}\nshots = 2"
+    kernel.started(cell + "\nepochs = 3")
+    assert kernel.started(cell).epochs == Vanilla().epochs
+
+
+def test_papermills_injected_cell_overrides_and_the_starting_cell_alone_keeps_what_was_asked(tiny_llama):
+    kernel = Kernel()
+    found = kernel.started(f"model = {tiny_llama!r}\nshots = 2", "# Parameters\nshots = 8\nepochs = 3\n")
+    assert (found.shots, found.epochs) == (8, 3)
+    kernel.run("print('something else')")
+    again = kernel.started()
+    assert (again.shots, again.epochs, again.model) == (8, 3, tiny_llama)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_executed_notebook_opens_with_its_answer(executed, method):
+    notebook = nbformat.read(executed(method) / "run.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    first = next(i for i, cell in enumerate(code) if "lowres.start(" in cell.source)
+    assert first <= 2, "after the parameters and what papermill injected"
+    shown = "".join(output["data"]["text/markdown"] for output in code[first].outputs if "text/markdown" in output.get("data", {}))
+    record = records.read_record(executed(method))
+    mean = 100 * sum(trial["sets"]["in_domain"]["accuracy"] for trial in record["trials"]) / 2
+    assert f"**{mean:.1f} %**" in shown and "the constant answer" in shown and "2 trials" in shown and "will stand here" not in shown
+
+
+def test_the_injected_cell_holds_only_what_differs(tmp_path, tiny_llama):
+    asked = METHODS["vanilla"](model=tiny_llama, shots=2)
+    assert asked.model_dump(exclude_defaults=True) == {"model": tiny_llama, "shots": 2}

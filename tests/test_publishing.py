@@ -81,11 +81,11 @@ def test_a_record_of_an_older_schema_is_named_and_not_counted(tmp_path):
     study = executed(tmp_path, **SMALL)
     older(study.runs[0])
     site, left_out = published(study)
-    assert len(left_out) == 1 and "schema_version: 0, not 1" in left_out[0] and "&" not in left_out[0]
+    assert len(left_out) == 1 and "schema_version: 0, not 2" in left_out[0] and "&" not in left_out[0]
     assert "schema_version: 0" in text(site / "index.html") and "not counted" in text(site / "index.html")
     assert "No trial of this run counts" in text(site / "runs" / study.runs[0].name / "index.html")
     older(study.runs[1])
-    with pytest.raises(BadInput, match="nothing to publish.*schema_version: 0, not 1"):
+    with pytest.raises(BadInput, match="nothing to publish.*schema_version: 0, not 2"):
         published(study)
 
 
@@ -145,7 +145,7 @@ def test_downloads_are_the_runs_own_files(tmp_path):
     study = executed(tmp_path, **SMALL)
     site, _ = published(study)
     run = study.runs[0]
-    for name in ("run.ipynb", "record.json", "parameters.yaml", "trials/seed-1.parquet"):
+    for name in ("run.ipynb", "record.json", "parameters.yaml", "predictions.parquet"):
         assert (site / "runs" / run.name / name).read_bytes() == (run.folder / name).read_bytes()
 
 

@@ -1,7 +1,6 @@
 """The README's results are the trials': each accuracy and MCC of a numbered row is computed again from the runs that its command names."""
 
 import csv
-import json
 import re
 from collections import Counter
 from functools import cache
@@ -11,6 +10,7 @@ import pytest
 from numpy import mean
 from scipy import stats
 
+from lowres.runs import records
 from lowres.runs.study import read_study, select
 
 README = (Path(__file__).parent.parent / "README.md").read_text().replace("\u00a0", " ")  # a cell breaks before its MCC alone
@@ -45,7 +45,7 @@ def results(cells: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
 
 
 def trials(runs) -> list[dict]:
-    return [json.loads(file.read_text()) for run in runs for file in sorted((run.folder / "trials").glob("seed-*.json"))]
+    return [trial for run in runs for _, trial in sorted(records.read_trials(run.folder)[0].items())]
 
 
 def of_domain(sets: dict, domain: str) -> dict:

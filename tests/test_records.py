@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from lowres import files
 from lowres.files import BadInput
@@ -49,6 +50,11 @@ def test_the_way_a_path_is_written_does_not_change_a_fingerprint(tiny_llama):
     asked = METHODS["distillation"](model=tiny_llama, teacher=tiny_llama)
     kept = METHODS["distillation"](**stored(asked))
     assert mark(method="distillation", parameters=asked) == mark(method="distillation", parameters=kept)
+
+
+def test_the_parameters_that_repeat_a_run_do_not_lead_back_to_its_finished_trials():
+    kept = yaml.safe_load(records.as_yaml(Vanilla(shots=2, output_dir="outputs/a/run")))
+    assert "output_dir" not in kept and Vanilla(**kept) == Vanilla(shots=2)
 
 
 def test_a_larger_teachers_weights_are_part_of_what_a_trial_is_known_by(tiny_llama, tiny_opt):
@@ -97,18 +103,118 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
 
 def test_a_record_of_another_schema_is_told_by_file_and_version(tmp_path):
     files.write_json(tmp_path / "record.json", {"schema_version": 0})
-    with pytest.raises(BadInput, match="record.json: schema_version: 0, not 1"):
+    with pytest.raises(BadInput, match="record.json: schema_version: 0, not 2"):
         records.read_record(tmp_path)
 
 
-def test_a_trial_that_does_not_count_is_put_aside_not_overwritten(tmp_path):
-    records.write_trial(tmp_path, TRIAL, PREDICTIONS)
+def predicted(seed: int, rows: int = 3) -> pd.DataFrame:
+    """Another trial's predictions, as notebooks make them."""
+    columns = {"trial": seed, "set": ["a"] * (rows - 1) + ["b"], "row": np.arange(rows), "label": 1, "prediction": 0,
+               "logit_x": seed + np.arange(rows)}
+    return pd.DataFrame(columns).astype({"row": "int32", "label": "int16", "prediction": "int16", "logit_x": "float32"})
+
+
+def finished(folder, seeds=(0, 1, 2)) -> dict:
+    """The journal of a run, and the record that would be made of it."""
+    kept = [records.write_trial(folder, {**TRIAL, "seed": seed, "fingerprint": f"mark {seed}"}, predicted(seed)) for seed in seeds]
+    return {"schema_version": records.SCHEMA_VERSION, "trials": kept}
+
+
+def test_a_merged_run_is_a_record_and_its_predictions_and_nothing_else(tmp_path):
+    record = finished(tmp_path)
+    before = records.read_trials(tmp_path)[0], records.read_predictions(tmp_path)
+    records.merge(tmp_path, record)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.parquet", "record.json"]
+    assert records.read_trials(tmp_path) == (before[0], {}) and list(before[0]) == [0, 1, 2]
+    pd.testing.assert_frame_equal(records.read_predictions(tmp_path), before[1])
+    assert records.read_record(tmp_path)["trials"] == record["trials"], "every trial once, as it was kept"
+
+
+def test_a_trial_that_is_made_later_joins_the_record(tmp_path):
+    records.merge(tmp_path, finished(tmp_path, [0, 2]))
+    late = records.write_trial(tmp_path, {**TRIAL, "seed": 1, "fingerprint": "mark 1"}, predicted(1))
+    assert list(records.read_trials(tmp_path)[0]) == [0, 2, 1] and len(records.read_predictions(tmp_path)) == 9
+    record = records.read_record(tmp_path)
+    records.merge(tmp_path, {**record, "trials": [late]})
+    assert [trial["seed"] for trial in records.read_record(tmp_path)["trials"]] == [1, 0, 2], "those asked for first; none is lost"
+    assert sorted(records.read_predictions(tmp_path)["trial"].unique()) == [0, 1, 2]
+
+
+def test_a_trial_s_record_does_not_depend_on_interruptions(tmp_path):
+    records.merge(tmp_path / "at once", finished(tmp_path / "at once"))
+    for seeds in ([0], [1, 2]):
+        record = finished(tmp_path / "in parts", seeds)
+        records.merge(tmp_path / "in parts", record)
+    one, two = (records.read_trials(tmp_path / name)[0] for name in ("at once", "in parts"))
+    assert one == two
+    assert (tmp_path / "at once" / "predictions.parquet").read_bytes() == (tmp_path / "in parts" / "predictions.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_merge_that_is_killed_at_any_point_loses_nothing(tmp_path, monkeypatch, step):
+    """Killed before its file operation number `step`; then whoever comes next merges what there is."""
+    records.merge(tmp_path, finished(tmp_path, [0]))
+    record = {**finished(tmp_path, [1, 2]), "more": "than before"}
+    record["trials"] = [records.read_trials(tmp_path)[0][seed] for seed in (0, 1, 2)]
+    before, done = (records.read_trials(tmp_path)[0], records.read_predictions(tmp_path)), []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(operation):
+        def call(*words, **more):
+            done.append(operation)
+            if len(done) > step:
+                raise Killed
+            return operation(*words, **more)
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(os.replace))
+        patch.setattr(os, "unlink", dying(os.unlink))
+        patch.setattr(os, "rmdir", dying(os.rmdir))
+        try:
+            records.merge(tmp_path, record)
+        except Killed:
+            pass
+    trials, faults = records.read_trials(tmp_path)
+    assert (trials, faults) == (before[0], {})
+    pd.testing.assert_frame_equal(records.read_predictions(tmp_path), before[1])
+    records.merge(tmp_path, record)
+    assert records.read_trials(tmp_path) == (before[0], {}) and not (tmp_path / "trials").exists()
+    assert records.read_record(tmp_path)["more"] == "than before"
+
+
+def test_a_merged_trial_with_other_predictions_is_never_believed(tmp_path):
+    records.merge(tmp_path, finished(tmp_path))
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    table.loc[(table["trial"] == 1) & (table["row"] == 0), "logit_x"] = 9
+    table.to_parquet(tmp_path / "predictions.parquet")
+    trials, faults = records.read_trials(tmp_path)
+    assert list(trials) == [0, 2] and faults == {1: "the predictions are not this trial's"}
+    assert sorted(records.read_predictions(tmp_path)["trial"].unique()) == [0, 2]
+    (tmp_path / "predictions.parquet").write_bytes(b"cut")
+    assert records.read_trials(tmp_path) == ({}, dict.fromkeys((0, 1, 2), "the predictions are not this trial's"))
+    (tmp_path / "predictions.parquet").unlink()
+    assert records.read_trials(tmp_path) == ({}, dict.fromkeys((0, 1, 2), "the predictions are missing"))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_does_not_count_is_put_aside_whole_and_what_counts_stays(tmp_path, merged):
+    record = finished(tmp_path)
+    if merged:
+        records.merge(tmp_path, record)
+        files.write_whole(tmp_path / "run.ipynb", "{}")
     for seed in (0, 1):
         files.write_whole(tmp_path / "adapters" / f"seed-{seed}" / "adapter_model.safetensors", b"weights")
-    records.put_trial_aside(tmp_path, 0)
-    assert not list((tmp_path / "trials").iterdir())
-    assert sorted(path.name.split(".")[0] for path in (tmp_path / "aside").iterdir()) == ["adapter-seed-0", "seed-0", "seed-0"]
+    before = records.read_trials(tmp_path)[0], records.read_predictions(tmp_path)
+    aside = records.put_aside(tmp_path, [1, 2])
+    trials = records.read_trials(tmp_path)[0]
+    assert trials == {seed: before[0][seed] for seed in (1, 2)} and records.journalled(tmp_path) == [1, 2]
     assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["seed-1"]
+    assert records.read_trials(aside)[0][0] == before[0][0], "the old one can still be read where it was put"
+    assert (aside / "adapters" / "seed-0").is_dir() and (aside / "run.ipynb").exists() == merged
+    assert records.put_aside(tmp_path, [1, 2]) is None, "nothing is left to move"
 
 
 def test_copies_are_counted_as_copies():

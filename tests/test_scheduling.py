@@ -13,6 +13,7 @@ from stand_ins import eventually, family, finish, noted, nothing_is_left, start_
 
 from lowres.__main__ import RunOptions, chosen, run_command
 from lowres.files import ROOT, BadInput
+from lowres.runs import records
 from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
 from lowres.runs.execute import Options, analyse, execute
 from lowres.runs.process import NotebookResult
@@ -79,7 +80,7 @@ def test_ctrl_c_lets_the_trials_at_work_finish_and_keeps_them(tmp_path, temporar
     processes = family(runner)
     os.killpg(runner.pid, signal.SIGINT)  # as a terminal does: to workers too
     assert runner.wait(120) == 130, runner.stdout.read()
-    finished = {f"vanilla {run.parameters.shots} {file.stem[5:]}" for run in study.runs for file in run.folder.glob("trials/*.json")}
+    finished = {f"vanilla {run.parameters.shots} {seed}" for run in study.runs for seed in records.read_trials(run.folder)[0]}
     assert set(noted(study)) == finished, "every trial that was begun was finished and written"
     assert set(states(study)) <= {"partial", "missing"} and not (study.folder / "failed").exists()
     nothing_is_left(study, temporary, processes)
@@ -184,10 +185,10 @@ def test_planning_and_status_of_10000_runs_load_neither_torch_nor_pandas(tmp_pat
         finish(one)
     code = f"""
 import sys
-from lowres.status import classified
-from lowres.study import read_study
+from lowres.runs.status import all_statuses
+from lowres.runs.study import read_study
 study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
-found = [status.state for status in classified(study)]
+found = [status.state for status in all_statuses(study)]
 print(len(found), found.count("done"), {{"torch", "pandas", "transformers"}} & set(sys.modules))
 """
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

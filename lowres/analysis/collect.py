@@ -92,12 +92,9 @@ def _counting(run: Run, found: Collected, facts: FingerprintInputs) -> list[dict
         found.problems.append(f"{safe(error)}. Left out.")
         return []
     asked = facts.accepted(run, list(run.parameters.seeds), record)
-    trials = {trial["seed"]: trial for trial in record["trials"] if trial.get("fingerprint") in asked.get(trial["seed"], ())}
-    stale = [trial["seed"] for trial in record["trials"] if trial["seed"] in asked and trial["seed"] not in trials]
-    for seed in set(asked) - set(trials):
-        late = [trial for mark in asked[seed] if (trial := records.read_trial(run.folder, seed, mark))]
-        if late:
-            trials[seed] = late[0]
+    kept = {seed: trial for seed, trial in records.read_trials(run.folder)[0].items() if seed in asked}
+    trials = {seed: trial for seed, trial in kept.items() if trial.get("fingerprint") in asked[seed]}
+    stale = [seed for seed in kept if seed not in trials]
     if stale:
         found.problems.append(f"`{safe(run.name)}`: {len(stale)} trials were made with other parameters, data, weights or code than the "
                               "study asks for now (stale, or of another study of this name). Left out.")
@@ -211,21 +208,26 @@ class Predicted:
 
 @cache
 def read_predicted(folder: str, seed: int) -> dict[str, Predicted]:
-    """By evaluation set; empty if the file is not at hand."""
-    path = Path(folder) / "trials" / f"seed-{seed}.parquet"
-    if not path.is_file():
-        return {}
-    table = pd.read_parquet(path)
-    found = {}
-    for name, part in table.groupby("set", sort=False):
-        part = part.sort_values("row")
-        logits = part[[column for column in part if column.startswith("logit_")]].to_numpy(np.float64)
-        confidence = softmax(logits, axis=1).max(axis=1)
-        correct = (part["label"] == part["prediction"]).to_numpy()
-        tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
-        bins = np.stack([np.bincount(tenth, weight, BINS) for weight in (np.ones(len(tenth)), confidence, correct)], axis=1)
-        found[name] = Predicted(hashlib.sha256(part["row"].to_numpy().tobytes()).hexdigest(), correct, bins)
+    """By evaluation set; empty if the predictions are not at hand."""
+    return _read_all(folder).get(seed, {})
+
+
+@cache
+def _read_all(folder: str) -> dict[int, dict[str, Predicted]]:
+    found: dict[int, dict[str, Predicted]] = {}
+    table = records.read_predictions(Path(folder))
+    for (seed, name), part in table.groupby(["trial", "set"], sort=False) if len(table) else ():
+        found.setdefault(int(seed), {})[name] = _predicted(part.sort_values("row"))
     return found
+
+
+def _predicted(part: pd.DataFrame) -> Predicted:
+    logits = part[[column for column in part if column.startswith("logit_")]].to_numpy(np.float64)
+    confidence = softmax(logits, axis=1).max(axis=1)
+    correct = (part["label"] == part["prediction"]).to_numpy()
+    tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = np.stack([np.bincount(tenth, weight, BINS) for weight in (np.ones(len(tenth)), confidence, correct)], axis=1)
+    return Predicted(hashlib.sha256(part["row"].to_numpy().tobytes()).hexdigest(), correct, bins)
 
 
 def calibration(trials: pd.DataFrame) -> pd.DataFrame:

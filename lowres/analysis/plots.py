@@ -5,15 +5,13 @@ A figure is a `Picture`: the picture and the sentence that stands for it where i
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowres import files
+from lowres.methods.show import Picture, show, theme
 from lowres.runs.summary import interval
 
 if TYPE_CHECKING:
@@ -29,74 +27,6 @@ DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  #
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
 PUBLISHED = {"color": "0.45", "linestyle": "none", "markerfacecolor": "none", "markersize": 9, "zorder": 1}
-
-
-@dataclass
-class Picture:
-    """A figure, its file's name without ending, and what it shows in words."""
-
-    figure: Figure
-    name: str
-    alt: str
-
-
-def theme() -> None:
-    import seaborn as sns  # with matplotlib it takes 1 s, which no first trial has to wait for
-
-    looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
-    sns.set_theme(context="notebook", style="whitegrid", rc=looks)
-
-
-def training_curves(trials: list[dict], labels: int = 0) -> None:
-    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    theme()
-    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
-    for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
-        axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
-    if labels:
-        axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
-    axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
-    axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
-    figure.legend(loc="outside right upper")  # beside the curves: eight seeds' names would lie on them
-    plt.close(figure)  # it is shown once, below
-    first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
-    show(Picture(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
-               + (f"; dotted: knowing nothing, {np.log(labels):.2f}." if labels else ".")))
-
-
-def show(drawn: Picture, folder: Path | None = None) -> None:
-    """Displays a figure with its words as alternative text and caption; with a folder, writes FOLDER/figures/NAME.png and .svg, whole."""
-    from IPython.display import Markdown, display
-
-    from lowres.files import safe
-
-    buffer = io.BytesIO()
-    drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
-    picture = few_colours(buffer)
-    if folder and folder.is_dir():
-        vectors = io.BytesIO()
-        drawn.figure.savefig(vectors, format="svg", metadata={"Date": None})
-        for kind, content in (("png", picture), ("svg", vectors.getvalue())):
-            files.write_whole(folder / "figures" / f"{drawn.name}.{kind}", content)
-    # The words stand in the notebook three times: as the picture's alternative, for viewers without pictures, and as a caption.
-    display({"image/png": picture, "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
-    display(Markdown(f"*{safe(drawn.alt)}*"))
-
-
-def few_colours(png: io.BytesIO) -> bytes:
-    """The same picture with a palette of 256 colours, a quarter of the bytes: an analysis of 24 figures stays below 1 MB.
-
-    By octree: Pillow's default (median cut) drops rare colours, and a method's colour may be that of a few pixels.
-    """
-    from PIL import Image
-
-    smaller = io.BytesIO()
-    palette = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette.save(smaller, format="png", optimize=True)
-    return smaller.getvalue()
 
 
 def show_all(figures: Iterable[Picture], folder: Path | None = None, none: str = "There is nothing to draw yet.") -> None:

@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from lowres.files import BadInput
-from lowres.methods.evaluation import predict
+from lowres.methods.evaluation import predict, scored
 from lowres.methods.prompts import Context, demonstrated, instructed, instruction, predict_after, without_prefix
+from lowres.methods.training import Outcome, train
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Classifier, Verbalizer
 from lowres.tasks.shots import Streams
@@ -106,6 +107,12 @@ def label_targets(logits: torch.Tensor, temperature: float) -> Targets:
     return Targets(F.log_softmax(logits / temperature, dim=1), temperature)
 
 
+def targets(teacher, words: list[str], lesson: Lesson, p) -> Targets:
+    """What the teacher says of a lesson's inputs, each behind its context."""
+    sets = {"inputs": without_prefix(teacher, lesson.inputs)}
+    return taught(teacher, words, predict_after(teacher, LastState, sets, lesson.contexts, {"inputs": lesson.which})["inputs"], p)
+
+
 @torch.no_grad()
 def taught(teacher, words: list[str], states: np.ndarray, p) -> Targets:
     """What the teacher says of the inputs, from its last states (inputs, width): computed once, before any training."""
@@ -168,6 +175,26 @@ class CodedStudent(Classifier):
         logits = self.logits(hidden)
         divergence = -(self.teacher[inputs] * F.log_softmax(logits, dim=1)).sum()
         return 0.5 * divergence + 0.5 * F.cross_entropy(logits, self.gold[inputs], reduction="sum")
+
+
+def trial_as_coded(run, shots: pd.DataFrame, pattern: str, seed: int) -> Outcome:
+    """The authors' procedure: a random head as the teacher, the same prompt for teacher and student, half of the loss on gold labels."""
+    p, task, backbone, streams = run.parameters, run.task, run.backbone, Streams(seed)
+    backbone.restore()
+    inputs = encode(backbone, unlabelled(shots, task.file.text), pattern, p.max_length)
+    untrained = Classifier(backbone, len(task.labels), streams.teacher)
+    with run.meter.phase("teach"):
+        raw = predict(backbone, untrained, {"inputs": inputs})["inputs"]
+    gold = torch.tensor(shots["label"].to_numpy())
+    head = CodedStudent(backbone, len(task.labels), streams.weights, torch.from_numpy(raw), gold)
+    with run.meter.phase("compare"):
+        answers = {"teacher": untrained, "student before": head}
+        also = {name: scored(task, predict(backbone, one, run.evaluation)) for name, one in answers.items()}
+    with run.meter.phase("train"):
+        training = train(backbone, head, inputs, p, streams)
+    with run.meter.phase("evaluate"):
+        logits = predict(backbone, head, run.evaluation)
+    return Outcome(shots, training, logits, {"also": also}, read=sum(map(len, inputs.ids)))
 
 
 def check_distillation(p, spec) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from lowres.files import BadInput
-from lowres.models.batches import Inputs, pack
+from lowres.models.batches import Inputs, encode, pack
+from lowres.tasks.shots import draw
 
 BUDGET = 2048  # tokens in one forward pass
 PIECE = 256  # tokens whose logits over the whole vocabulary are held at a time: 50 MB for 50,000 words
@@ -57,6 +58,21 @@ def fit_threshold(scores: np.ndarray, labels: np.ndarray) -> Threshold:
     right = np.array([np.sum((scores > cut) == (labels == above)) for cut in cuts])
     best = cuts[right == right.max()]
     return Threshold(float(best[(len(best) - 1) // 2]), above)
+
+
+def scores(run) -> dict[str, np.ndarray]:
+    """The plain texts' mean log-probability a token, by evaluation set of a notebook's `run`."""
+    plain, p = run.task.file.patterns["plain"], run.parameters
+    sets = {name: encode(run.backbone, rows, plain, p.max_length) for name, rows in run.task.evaluation.items()}
+    return {name: token_log_probability(run.backbone, inputs) for name, inputs in sets.items()}
+
+
+def answer(run, scored: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Label logits by set, from a threshold that the seed's shots give; and that threshold, for the record."""
+    plain, p = run.task.file.patterns["plain"], run.parameters
+    shots = draw(run.task.pool, p.shots, seed)
+    threshold = fit_threshold(token_log_probability(run.backbone, encode(run.backbone, shots, plain, p.max_length)), shots["label"].to_numpy())
+    return {name: threshold.logits(part) for name, part in scored.items()}, {"threshold": vars(threshold)}
 
 
 def check_likelihood(spec) -> None:

@@ -6,6 +6,9 @@ Nothing here trains or is kept: it is where a pattern is tried before it goes in
 from __future__ import annotations
 
 import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,17 +16,19 @@ import pandas as pd
 import torch
 from scipy.special import softmax
 
-from lowres.files import BadInput
-from lowres.methods import prompts
+from lowres import files
+from lowres.files import BadInput, safe
+from lowres.methods import choose_pattern, layers_and_corpus, prompts
 from lowres.methods.evaluation import constant_accuracy, predict
 from lowres.models.batches import encode
-from lowres.models.heads import Verbalizer
+from lowres.models.heads import Classifier, Verbalizer
 from lowres.tasks.load import Task
-from lowres.tasks.shots import checksum
+from lowres.tasks.shots import Streams, checksum, draw
 from lowres.tasks.task_file import TaskFile, fields
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
+    from matplotlib.figure import Figure
 
 
 def describe_task(task: Task) -> pd.DataFrame:
@@ -61,6 +66,45 @@ def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd
     logits = predict(backbone, Verbalizer(backbone, words), {"example": encode(backbone, example, pattern, backbone.context_length)})
     return pd.DataFrame({"label": task.labels, "label word": [repr(word) for word in words],
                          "probability among them": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).softmax(0)]}).set_index("label")
+
+
+def describe_adaptation(run) -> pd.DataFrame | str:
+    """What the reading that ran did, a line a seed: the pattern chosen; or nats per token on texts of the pool that were never trained on."""
+    trials = run.trials
+    if run.parameters.adapt == "pattern":
+        for reason in dict.fromkeys(trial["choice"]["reason"] for trial in trials):
+            print(f"seed {', '.join(str(trial['seed']) for trial in trials if trial['choice']['reason'] == reason)}: {reason}")
+        chosen = {trial["seed"]: trial["choice"]["chosen"] for trial in trials}
+        lines = [{"seed": seed, "pattern": c["pattern"], "label words": ", ".join(map(repr, c["words"])),
+                  "gain over default, nats": f"{c['gain']:+.3f} ± {c['error']:.3f}"} for seed, c in chosen.items()]
+        return pd.DataFrame(lines).set_index("seed")
+    if run.parameters.adapt == "corpus":
+        keys = {"texts": "texts read", "tokens": "tokens read", "held_out": "texts held out", "before": "loss before", "after": "loss after"}
+        table = pd.DataFrame([{"seed": trial["seed"], **trial["corpus"]} for trial in trials]).set_index("seed")[list(keys)]
+        return table.rename(columns=keys).round(3)
+    trained, total = trials[0]["trainable"], trials[0]["parameters"]
+    return f"{trained:,} of {total:,} weights trained, the top layers' and a new classifier's if there is one; the others were frozen."
+
+
+def describe_first_adaptation(run) -> pd.DataFrame | None:
+    """The first seed's: all candidates, ranked; or the optimizer's groups. Knowing nothing is -log(labels): -0.693 with two.
+
+    Each candidate was written into the task file before any scoring, or searched among the words that the backbone itself finds likely, on
+    other folds than it is scored on. The default stays unless a candidate's gain, paired by shot, exceeds its standard error; below 16
+    shots it stays in any case (`choose_always`), since that is a low bar for the best of many.
+    """
+    p, task, backbone, streams = run.parameters, run.task, run.backbone, Streams(run.parameters.seeds[0])
+    backbone.restore()
+    if p.adapt == "pattern":
+        choice = choose_pattern.choose(backbone, task.file, draw(task.pool, p.shots, streams.seed), p, streams)
+        print(f"{choice.reason}: {choice.chosen.pattern}, {choice.chosen.words}")
+        return choice.table()
+    if p.adapt == "layers":
+        groups = layers_and_corpus.layer_groups(backbone, Classifier(backbone, len(task.labels), streams.weights), p)
+        weights = [sum(weight.numel() for weight in group["params"]) for group in groups]
+        print(f"{layers_and_corpus.frozen(backbone):,} of {backbone.parameters():,} weights are frozen")
+        return pd.DataFrame({"group": [g["name"] for g in groups], "learning rate": [f"{g['lr']:.2e}" for g in groups], "weights": weights})
+    return None
 
 
 def tokens(backbone, text: str) -> list[str]:
@@ -153,3 +197,69 @@ def _page(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[s
             f"<h4>The backbone's opinion</h4>{first.to_html(**form)}"
             f"<h4>How {len(shots)} labelled examples fare</h4>{second.to_html(**form)}"
             f'<h4>The same as code</h4><pre style="white-space:pre-wrap">{html.escape(chr(10).join(code))}</pre>')
+
+
+@dataclass
+class Picture:
+    """A figure, its file's name without ending, and what it shows in words."""
+
+    figure: Figure
+    name: str
+    alt: str
+
+
+def theme() -> None:
+    import seaborn as sns  # with matplotlib it takes 1 s, which no first trial has to wait for
+
+    looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
+    sns.set_theme(context="notebook", style="whitegrid", rc=looks)
+
+
+def loss_curves(trials: list[dict], labels: int = 0) -> None:
+    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    theme()
+    figure, axes = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
+        axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
+    if labels:
+        axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
+    axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
+    axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
+    figure.legend(loc="outside right upper")  # beside the curves: eight seeds' names would lie on them
+    plt.close(figure)  # it is shown once, below
+    first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
+    show(Picture(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
+               + (f"; dotted: knowing nothing, {np.log(labels):.2f}." if labels else ".")))
+
+
+def show(drawn: Picture, folder: Path | None = None) -> None:
+    """Displays a figure with its words as alternative text and caption; with a folder, writes FOLDER/figures/NAME.png and .svg, whole."""
+    from IPython.display import Markdown, display
+
+    buffer = io.BytesIO()
+    drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
+    picture = few_colours(buffer)
+    if folder and folder.is_dir():
+        vectors = io.BytesIO()
+        drawn.figure.savefig(vectors, format="svg", metadata={"Date": None})
+        for kind, content in (("png", picture), ("svg", vectors.getvalue())):
+            files.write_whole(folder / "figures" / f"{drawn.name}.{kind}", content)
+    # The words stand in the notebook three times: as the picture's alternative, for viewers without pictures, and as a caption.
+    display({"image/png": picture, "text/plain": drawn.alt}, metadata={"image/png": {"alt": drawn.alt}}, raw=True)
+    display(Markdown(f"*{safe(drawn.alt)}*"))
+
+
+def few_colours(png: io.BytesIO) -> bytes:
+    """The same picture with a palette of 256 colours, a quarter of the bytes: an analysis of 24 figures stays below 1 MB.
+
+    By octree: Pillow's default (median cut) drops rare colours, and a method's colour may be that of a few pixels.
+    """
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    palette = Image.open(png).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette.save(smaller, format="png", optimize=True)
+    return smaller.getvalue()

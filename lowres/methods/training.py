@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +13,10 @@ from torch import nn
 from lowres.files import BadInput
 from lowres.models.batches import Inputs, pack
 from lowres.tasks.shots import Streams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 CLIP = 1.0  # the gradient's norm is clipped at it, as transformers' Trainer does by default
 
@@ -26,6 +31,18 @@ class Training:
     trainable: int = 0
     skipped: int = 0  # weights below the lowest that trains: no gradient passes through them
     cut: int = 0  # texts that were too long
+
+
+@dataclass
+class Outcome:
+    """What a notebook's `trial` hands back: the labelled examples drawn, the training, the label logits by set."""
+
+    shots: pd.DataFrame
+    training: Training
+    logits: dict[str, np.ndarray]
+    extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
+    evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
+    read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 
 
 def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups: list[dict] | None = None) -> Training:

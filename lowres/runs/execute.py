@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import time
@@ -19,15 +20,15 @@ import nbformat
 
 from lowres import files, locks
 from lowres.files import ROOT, located, shown
-from lowres.locks import SCRATCH, STOP
+from lowres.runs import records
 from lowres.runs.process import NotebookResult, run_notebook
 from lowres.runs.records import as_yaml
-from lowres.runs.status import FingerprintInputs, Status, checksum, failure_folder, status_of
+from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.I)
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|COOKIE|API_?KEY|(^|_)(KEY|PASS|AUTH)(_|$)", re.I)
 
 
 def cleaned(notebook: Path, **marks: str) -> str:
@@ -57,14 +58,11 @@ def without_secrets(text: str) -> str:
     """No folder of this machine, and no value of an environment variable whose name says that it is a secret."""
     for name, value in os.environ.items():
         if SECRET.search(name) and len(value) >= 6 and not value.isdigit():
-            text = text.replace(value, f"<{name}>")
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", f"<{name}>", text)  # not inside words
     for folder, name in ((ROOT, "."), (Path.home(), "~")):
         if len(folder.parts) > 1:  # a home folder may be /
             text = text.replace(str(folder), name)
     return text
-
-
-NOTEBOOKS = "notebooks"  # relative to the project
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,10 @@ def _under_lock(run: Run, options: Options) -> tuple[str, str]:
 
 def _attempt(run: Run, options: Options) -> NotebookResult:
     with locks.scratch_folder() as folder:
-        environment = {SCRATCH: str(folder), STOP: str(located(options.stop)) if options.stop else "", **pinned(options)}
         notebook = located(options.notebooks) / f"{run.method}.ipynb"
-        ended = run_notebook(notebook, folder / "run.ipynb", run.parameters.model_dump(), folder, environment, options.timeout)
+        stop = str(located(options.stop)) if options.stop else ""
+        environment = {locks.SCRATCH: str(folder), locks.STOP: stop, locks.NOTEBOOK: str(notebook), **pinned(options)}
+        ended = run_notebook(notebook, folder / "run.ipynb", run.parameters.model_dump(exclude_defaults=True), folder, environment, options.timeout)
         try:
             if not ended.kind:
                 ended = _moved_in(run, folder)
@@ -145,21 +144,28 @@ def _attempt(run: Run, options: Options) -> NotebookResult:
 
 
 def _moved_in(run: Run, folder: Path) -> NotebookResult:
-    """The notebook and the record into the run's folder, the record last. Believes nothing until it is read back."""
-    if files.read_json(folder / "record.json") is None:
+    """What the notebook made into the run's folder, the record last. Believes nothing until it is read back."""
+    record = files.read_json(folder / "record.json")
+    if record is None:
         return NotebookResult("error", "the notebook ended without a record: its last cell is run.finish(...)")
+    if kept := _too_few(run):
+        return kept
     files.write_whole(run.folder / "run.ipynb", cleaned(folder / "run.ipynb"))
     files.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
-    files.write_whole(run.folder / "record.json", without_secrets((folder / "record.json").read_text(encoding="utf-8")))
-    status = status_of(run, mine=True)
-    if status.state != "done":
-        found = f"{status.finished} of {status.wanted} trials"
-        return NotebookResult("error", f"the notebook ended, but only {found} can be read back: {'; '.join(status.faults)}")
+    records.merge(run.folder, json.loads(without_secrets(json.dumps(record))))
     failed = failure_folder(run)
     for file in failed.glob("*") if failed.is_dir() else []:
         file.unlink()
     locks.remove_empty(failed)
-    return NotebookResult()
+    return _too_few(run) or NotebookResult()
+
+
+def _too_few(run: Run) -> NotebookResult | None:
+    status = status_of(run, mine=True)
+    if status.finished == status.wanted:
+        return None
+    found = f"{status.finished} of {status.wanted} trials"
+    return NotebookResult("error", f"the notebook ended, but only {found} can be read back: {'; '.join(status.faults)}")
 
 
 def keep_failure(run: Run, ended: NotebookResult, folder: Path | None, options: Options) -> None:
@@ -174,22 +180,14 @@ def keep_failure(run: Run, ended: NotebookResult, folder: Path | None, options: 
     files.write_json(failed / "failure.json", {
         "message": without_secrets(ended.message), "kind": ended.kind, "again": ended.again, "when": now(),
         "fingerprints": sorted(FingerprintInputs().fingerprints(run, run.parameters.seeds, None).values()),
-        "notebook": options.notebooks, "notebook_sha256": checksum(located(options.notebooks) / f"{run.method}.ipynb"),
+        "notebook": options.notebooks, "notebook_sha256": records.file_checksum(located(options.notebooks) / f"{run.method}.ipynb"),
     })
 
 
 def put_aside(run: Run, status: Status) -> None:
     """Moves what other parameters, data or code left, or what is damaged, out of the way: nothing is overwritten."""
-    if status.state != "stale" and not status.stale:
-        return
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    study = run.folder.parents[3]
-    aside = study / "stale" / run.folder.relative_to(study).with_name(f"{run.folder.name}.{stamp}")
-    adapters = [run.folder / "adapters" / file.stem for file in status.stale if file.suffix == ".json"]
-    for file in [*status.stale, *adapters, *(run.folder / name for name in ("record.json", "run.ipynb", "parameters.yaml"))]:
-        if file.exists():
-            (aside / file.relative_to(run.folder)).parent.mkdir(parents=True, exist_ok=True)
-            file.rename(aside / file.relative_to(run.folder))
+    if status.state == "stale" or status.faults:
+        records.put_aside(run.folder, status.counting)
 
 
 def analyse(study: Study, force: bool = True) -> str | None:
@@ -214,7 +212,7 @@ def analysis_mark(study: Study, notebook: Path) -> str:
     for file in [notebook, *sorted((ROOT / "lowres").rglob("*.py")), *(run.folder / "record.json" for run in study.runs)]:
         digest.update(file.read_bytes() if file.is_file() else b"missing")
     for run in study.runs:  # a trial counts before its run has a record
-        digest.update(repr(sorted(file.name for file in run.folder.glob("trials/*.json"))).encode())
+        digest.update(repr(records.journalled(run.folder)).encode())
     return digest.hexdigest()[:24]
 
 

@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lowres import files
-from lowres.files import ROOT, BadInput, located, shown
-from lowres.locks import SCRATCH, STOP
+from lowres import files, locks
+from lowres.files import ROOT, BadInput, located, safe, shown
 from lowres.methods.cost import Meter, flops
+from lowres.methods.evaluation import evaluated, predictions
+from lowres.models.backbone import Backbone, load_backbone
+from lowres.models.batches import Inputs, encode
 from lowres.models.identity import weights
-from lowres.parameters import METHODS, Parameters, validated
-from lowres.runs import records
+from lowres.parameters import Parameters, validated
+from lowres.runs import records, summary
 from lowres.runs.checks import check_method, check_words, forget_files, rehearse
-from lowres.tasks.load import Task, data_checksums
+from lowres.tasks.load import Task, data_checksums, load_task
+from lowres.tasks.shots import checksum, close_draws, fewest, in_common
 from lowres.tasks.task_file import extended_task
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lowres.methods.training import Training
+    from lowres.methods.training import Outcome
 
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
-
-
-@dataclass
-class Outcome:
-    """What a notebook's `trial` hands back: the labelled examples drawn, the training, the label logits by set."""
-
-    shots: pd.DataFrame
-    training: Training
-    logits: dict[str, np.ndarray]
-    extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
-    evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
-    read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 
 
 class Interrupted(Exception):
@@ -53,13 +45,14 @@ class Interrupted(Exception):
 
 
 class Run:
-    """One executed notebook: its checked parameters, its finished trials, its record."""
+    """One executed notebook: its checked parameters, its task and backbone (loaded when first asked for), its finished trials, its record."""
 
     def __init__(self, method: str, parameters: Parameters):
         self.method, self.parameters = method, parameters
         self.task_file = extended_task(parameters.task, tuple(parameters.also_evaluate))
         self.folder = located(parameters.output_dir) if parameters.output_dir else None
         self.started, self.clock, self.load_seconds = _now(), time.perf_counter(), 0.0
+        self.evaluation: dict[str, Inputs] = {}
         self.trials: list[dict[str, Any]] = []
         self.meter = Meter()
         self.backbone_identity = weights(parameters)
@@ -68,39 +61,69 @@ class Run:
     def fingerprint(self, seed: int) -> str:
         return records.fingerprint(self.method, self.parameters, seed, self.task_file, self.data, self.backbone_identity)
 
-    def each_seed(self, trial: Callable[[int], Outcome], backbone, task: Task, evaluation: dict) -> list[dict[str, Any]]:
-        """Runs `trial` for every seed that is not finished yet; a finished one is read back. Kept whole, at once.
+    @cached_property
+    def task(self) -> Task:
+        p = self.parameters
+        return load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
 
-        `evaluation` has the encoded evaluation sets, for the count of tokens and of texts that were cut.
-        """
-        from lowres.methods.evaluation import evaluated, predictions
-        from lowres.tasks.shots import fewest, in_common
+    @cached_property
+    def backbone(self) -> Backbone:
+        p = self.parameters
+        return load_backbone(p.model, p.device, p.precision, p.compiled)
 
+    def encode(self, pattern: str) -> dict[str, Inputs]:
+        """The evaluation sets in a pattern, as the backbone reads them."""
+        sets = self.task.evaluation.items()
+        self.evaluation = {name: encode(self.backbone, rows, pattern, self.parameters.max_length) for name, rows in sets}
+        return self.evaluation
+
+    def each_seed(self, trial: Callable[[int], Outcome]) -> list[dict[str, Any]]:
+        """Runs `trial` for every seed that is not finished yet; a finished one is read back. Kept whole, at once."""
         self.load_seconds = time.perf_counter() - self.clock
-        common = in_common(fewest(task.pool), self.parameters.shots)
-        self._warn(evaluation, common)
+        common = in_common(fewest(self.task.pool), self.parameters.shots)
+        self._warn(common)
+        self.trials = []
         for seed in self.parameters.seeds:
             found = self.folder and records.read_trial(self.folder, seed, self.fingerprint(seed))
-            if found:
-                print(f"seed {seed}: finished before, read back")
-                self.trials.append(found)
-                continue
-            if self.folder:
-                records.put_trial_aside(self.folder, seed)
-            if os.environ.get(STOP) and Path(os.environ[STOP]).exists():
-                raise Interrupted(f"before seed {seed}")
-            self.meter = Meter()
-            with self.meter.phase("trial"):
-                outcome = trial(seed)
-            _must_be_numbers(outcome.logits, seed)
-            result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome, backbone, evaluation)}
-            result |= {"in_common": round(common, 3), "sets": evaluated(task, outcome.logits)}
-            if self.folder:
-                records.write_trial(self.folder, result, predictions(task, outcome.logits, seed))
+            result = found or self._made(trial, seed, common)
             self.trials.append(result)
-            scores = ", ".join(f"{name} {found['accuracy']:.3f}" for name, found in result["sets"].items())
-            print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s)", flush=True)
+            scores = ", ".join(f"{name} {scores['accuracy']:.3f}" for name, scores in result["sets"].items())
+            print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s{', read back' if found else ''})", flush=True)
+            self.answer.show(self)
         return self.trials
+
+    def _made(self, trial: Callable[[int], Outcome], seed: int, common: float) -> dict[str, Any]:
+        if self.folder and not os.environ.get(locks.SCRATCH):
+            self._put_aside()
+        if os.environ.get(locks.STOP) and Path(os.environ[locks.STOP]).exists():
+            raise Interrupted(f"before seed {seed}")
+        self.meter = Meter()
+        with self.meter.phase("trial"):
+            outcome = trial(seed)
+        _must_be_numbers(outcome.logits, seed)
+        result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome)}
+        result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits)}
+        return records.write_trial(self.folder, result, predictions(self.task, outcome.logits, seed)) if self.folder else result
+
+    def results(self) -> pd.DataFrame:
+        """A line an evaluation set: accuracy, its interval, the yardstick."""
+        return summary.results(self.trials)
+
+    def breakdown(self) -> pd.DataFrame:
+        """Accuracy in each part that the task file names."""
+        return summary.breakdown(self.trials)
+
+    def cost(self) -> pd.DataFrame:
+        """Seconds, memory, parameters and operations, a line a trial."""
+        return summary.cost(self.trials)
+
+    def _put_aside(self) -> None:
+        """Trials of other parameters that plain papermill finds in `output_dir`. (The runner has seen to them.)"""
+        trials, faults = records.read_trials(self.folder)
+        counting = [seed for seed, trial in trials.items() if trial["fingerprint"] == self.fingerprint(seed)]
+        if faults or len(counting) < len(trials):
+            with locks.locked(self.folder):
+                records.put_aside(self.folder, counting)
 
     def once(self, compute: Callable[[], Any]) -> Callable[[], Any]:
         """What all trials share: computed by the first that asks, its seconds charged to each that does."""
@@ -119,19 +142,15 @@ class Run:
 
         return shared
 
-    def _warn(self, evaluation: dict, common: float) -> None:
-        from lowres.tasks.shots import close_draws
-
-        for name, inputs in evaluation.items():
+    def _warn(self, common: float) -> None:
+        for name, inputs in self.evaluation.items():
             if inputs.cut:
                 print(f"{name}: {inputs.cut} of {len(inputs):,} texts are longer than max_length and were cut")
         if len(self.parameters.seeds) > 1 and close_draws(common):
             print(close_draws(common))
 
-    def _described(self, outcome: Outcome, backbone, evaluation: dict) -> dict[str, Any]:
-        from lowres.tasks.shots import checksum
-
-        evaluation = outcome.evaluation or evaluation
+    def _described(self, outcome: Outcome) -> dict[str, Any]:
+        evaluation, backbone = outcome.evaluation or self.evaluation, self.backbone
         seconds = dict(self.meter.seconds)
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         if backbone.compiled:
@@ -143,7 +162,6 @@ class Run:
             "shots_sha256": checksum(outcome.shots),
             "outcome_sha256": hashlib.sha256(b"".join(part.tobytes() for part in outcome.logits.values())).hexdigest()[:16],
             "losses": [round(loss, 6) for loss in training.losses],
-            "learning_rates": training.learning_rates[:: max(1, len(training.learning_rates) // 100)],
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "memory": self.meter.memory(),
             "environment": environment(backbone),  # a trial's own: a run may be finished on another day, elsewhere
@@ -156,47 +174,105 @@ class Run:
             **outcome.extra,
         }
 
-    def finish(self, backbone, task: Task) -> None:
-        """Writes the record; says where, and whether the trials are trials."""
+    def finish(self) -> None:
+        """Writes the record and fills in the answer on top; says where the record is, and whether the trials are trials."""
         different = records.distinct(self.trials)
         if different < len(self.trials):
             print(f"WARNING: only {different} of {len(self.trials)} trials differ: the others are copies and tell nothing new.")
+        self.answer.show(self, final=True)
         if not self.folder:
             print("output_dir is empty: nothing was kept.")
             return
         record = {
             "schema_version": records.SCHEMA_VERSION, "results_version": records.RESULTS_VERSION, "method": self.method,
-            "parameters": records.stored(self.parameters), "fingerprints": [trial["fingerprint"] for trial in self.trials],
-            "distinct_trials": different, "trials": self.trials, "labels": task.labels, "notes": task.notes,
-            "environment": environment(backbone), "provenance": provenance(self, task),
-            "start": self.started, "end": _now(), "load_seconds": round(self.load_seconds, 3),  # data, backbone, token ids
+            "parameters": records.stored(self.parameters), "distinct_trials": different, "trials": self.trials, "labels": self.task.labels,
+            "notes": self.task.notes, "environment": environment(self.backbone), "provenance": provenance(self), "start": self.started,
+            "end": _now(), "load_seconds": round(self.load_seconds, 3),  # data, backbone, token ids
         }
-        scratch = os.environ.get(SCRATCH)
-        files.write_json((Path(scratch) if scratch else self.folder) / "record.json", record)
-        if not scratch:
-            files.write_whole(self.folder / "parameters.yaml", records.as_yaml(self.parameters))
+        if scratch := os.environ.get(locks.SCRATCH):
+            files.write_json(Path(scratch) / "record.json", record)
+        else:
+            with locks.locked(self.folder):
+                files.write_whole(self.folder / "parameters.yaml", records.as_yaml(self.parameters))
+                records.merge(self.folder, record)
         print(f"record: {shown(self.folder)}/record.json")
 
 
-def start(method: str, values: dict[str, Any], notebook: str = "") -> Run:
-    """Checks the parameters of a method's notebook, or of another `notebook` that takes the same.
+class Answer:
+    """The display on a notebook's top: what the run is, and what it found as soon as there is anything."""
 
-    `values` are its globals, in which nothing else stands yet when it is run for the first time.
-    Run again in the same kernel, the other names are the notebook's own, and what was read from files is read anew. Raises BadInput.
+    def __init__(self, run: Run):
+        from IPython.display import Markdown, display
+
+        self.handle = display(Markdown(self._asked(run) + "\n\n*The answer will stand here.*"), display_id=True)
+
+    def show(self, run: Run, final: bool = False) -> None:
+        from IPython.display import Markdown
+
+        so_far = "" if final else f"\n\n*So far: {len(run.trials)} of {len(run.parameters.seeds)} trials.*"
+        if self.handle:  # there is none outside a kernel
+            self.handle.update(Markdown("\n".join([self._asked(run), "", *(f"- {line}" for line in summary.headline(run.trials))]) + so_far))
+
+    @staticmethod
+    def _asked(run: Run) -> str:
+        p = run.parameters
+        own = {key: value for key, value in p.model_dump().items()
+               if value != type(p).model_fields[key].default and key not in ("model", "task", "shots", "seeds", "data_dir", "output_dir")}
+        besides = "".join(f", {key} {value}" for key, value in own.items())
+        return f"**{run.method}** with {safe(p.model)} on {safe(p.task)}, {p.shots} examples per class{safe(besides)}"
+
+
+def parameter_names(values: dict[str, Any]) -> set[str]:
+    """The names that a notebook's parameters cell sets, and papermill's injected one, as they were executed last.
+
+    In a kernel these are the cells right before the one at work that hold nothing but assignments (`In` has what was executed), so that a
+    line that was deleted is forgotten and a misspelt one is seen, however often the notebook has run. Where only the starting cell is
+    run again they are those of last time. Elsewhere: whatever is there.
     """
-    known = METHODS[method].model_fields
-    again = isinstance(values.get("run"), Run)
-    given = {
-        key: value for key, value in values.items()
-        if key in known or not (again or key in ("In", "Out") or key.startswith("_") or callable(value) or isinstance(value, ModuleType))
-    }
-    if again:
-        forget_files()
+    if "In" not in values:
+        return {key for key, value in values.items() if not (key.startswith("_") or callable(value) or isinstance(value, (ModuleType, Run)))}
+    names: set[str] = set()
+    for source in reversed(values["In"][:-1]):
+        found = _assigned(source)
+        if found is None:
+            break
+        names |= found
+    return names or _asked_last.get("names", set())
+
+
+_asked_last: dict[str, set[str]] = {}
+
+
+def _assigned(source: str) -> set[str] | None:
+    """The names that a cell sets, if it does nothing else."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    names = set()
+    for line in body:
+        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else [None]
+        if not all(isinstance(target, ast.Name) for target in targets):
+            return None
+        names |= {target.id for target in targets}
+    return names if body else None
+
+
+def start(method: str, values: dict[str, Any], notebook: str = "") -> Run:
+    """Checks the parameters of a method's notebook, or of another `notebook` that takes the same, before anything is loaded.
+
+    `values` are its globals. What was read from files before is read anew. Raises BadInput.
+    """
+    names = parameter_names(values)
+    _asked_last["names"] = names
+    forget_files()
+    given = {key: values[key] for key in names if key in values}
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
     check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
     check_method(p)
     rehearse(p)
+    run.answer = Answer(run)
     return run
 
 
@@ -218,19 +294,18 @@ def environment(backbone) -> dict[str, Any]:
     }
 
 
-def provenance(run: Run, task: Task) -> dict[str, Any]:
+def provenance(run: Run) -> dict[str, Any]:
     def git(*words: str) -> str:
         try:
             return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return ""
 
-    notebook = ROOT / "notebooks" / f"{run.method}.ipynb"
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "lowres", "notebooks", "parameters")),
-        "data": task.checksums, "model": run.backbone_identity,
-        "notebook_sha256": hashlib.sha256(notebook.read_bytes()).hexdigest() if notebook.is_file() else None,
+        "data": run.task.checksums, "model": run.backbone_identity,
+        "code": records.code_checksum(os.environ.get(locks.NOTEBOOK, "")),  # of the notebook that ran, where that is known
     }
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from statistics import linear_regression, mean
@@ -16,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lowres import files, locks
+from lowres import locks
+from lowres.runs import records
 from lowres.runs.execute import Result, without_secrets
 from lowres.runs.status import STATES, Status, counts, remaining
 from lowres.runs.study import Run, Study
@@ -81,6 +81,7 @@ def as_json(study: Study, statuses: list[Status], workers: int) -> str:
     runs = [
         {"name": s.run.name, "method": s.run.method, "variant": s.run.variant, "model": s.run.parameters.model, "task": s.run.parameters.task,
          "shots": s.run.parameters.shots, "state": s.state, "finished": s.finished, "trials": s.wanted, "faults": s.faults,
+         "by_another_notebook": s.by_another_notebook,
          "owner": s.owner or None, "failure": s.failure and s.failure["message"]}
         for s in statuses
     ]
@@ -100,7 +101,7 @@ class Progress:
         self.remaining = {status.run: status.wanted - status.finished for status in statuses if status.run.name in self.open}
         self.total = len(todo)
         self.trials, self.trials_done = sum(self.remaining.values()), 0
-        self.seen = {run.name: _trial_files(run) for run in todo}
+        self.told = {status.run.name: set(status.counting) for status in statuses}
         self.at_work: dict[str, float] = {}
         self.failed: list[Result] = []
         self.done, self.looked = 0, 0.0
@@ -134,7 +135,7 @@ class Progress:
         for name, run in self.open.items():
             if (run.folder / locks.LOCK).exists():
                 self.at_work.setdefault(name, time.monotonic())
-                self._new_trials(run)
+                self._new_trials(run, records.journalled(run.folder))
             else:
                 self.at_work.pop(name, None)
         if self.live:
@@ -144,7 +145,7 @@ class Progress:
         """A run ended: its last trials, then itself if there is something to say."""
         run = self.open.pop(result.name)
         self.at_work.pop(result.name, None)
-        self._new_trials(run)
+        self._new_trials(run, records.read_trials(run.folder)[0])
         if result.state in ("done", "failed"):
             self.remaining.pop(run)
         if result.state == "failed":
@@ -156,12 +157,15 @@ class Progress:
         """The time left."""
         return time_text(self.time_left.of(self.remaining, self.workers))
 
-    def _new_trials(self, run: Run) -> None:
-        for name, inode in sorted(_trial_files(run) - self.seen[run.name]):
-            trial = files.read_json(run.folder / "trials" / name)
+    def _new_trials(self, run: Run, there: Iterable[int]) -> None:
+        """Tells of trials that were not there when the study began. (A run that is redone had its stale ones put aside.)"""
+        new = sorted(set(there) - self.told[run.name])
+        trials = records.read_trials(run.folder)[0] if new else {}
+        for seed in new:
+            trial = trials.get(seed)
             if trial is None:
                 continue
-            self.seen[run.name].add((name, inode))
+            self.told[run.name].add(seed)
             seconds = sum(trial.get("seconds", {}).values())
             self.time_left.add(run, seconds)
             self.trials_done += 1
@@ -186,15 +190,6 @@ class Progress:
             text = Text(f"{result.name}: {(result.message.splitlines() or [''])[0]}", style="red")
             table.add_row(text, "failed", f"{result.seconds:.0f} s")
         return table
-
-
-def _trial_files(run: Run) -> set[tuple[str, int]]:
-    """By name and inode: a trial that is done anew is another file of the same name."""
-    try:
-        entries = list(os.scandir(run.folder / "trials"))
-    except OSError:
-        return set()
-    return {(entry.name, entry.inode()) for entry in entries if entry.name.startswith("seed-") and entry.name.endswith(".json")}
 
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stale": "magenta", "partial": "yellow", "missing": "dim"}
@@ -222,6 +217,8 @@ def problems(statuses: list[Status]) -> list[str]:
             lines.append(f"failed: {status.run.name}: {(status.failure['message'].splitlines() or [''])[0]}")
         elif status.owner:
             lines.append(f"running: {status.run.name}: {status.owner}")
+        elif status.by_another_notebook and status.state == "done":
+            lines.append(f"done by another notebook: {status.run.name}")
         elif status.state != "stale" and status.faults:
             lines.append(f"damaged, will be redone: {status.run.name}: {'; '.join(status.faults)}")
     return lines[:MOST_FAULTS] + ([f"… and {len(lines) - MOST_FAULTS} more"] if len(lines) > MOST_FAULTS else [])

@@ -1,13 +1,17 @@
 """What a run leaves behind, written whole or not at all, and read back as tables.
 
-A trial is two files: `trials/seed-3.parquet` with its predictions, then `trials/seed-3.json` with everything else and the
-predictions' checksum. `record.json` comes last; without it nothing is done.
+A finished run is four files: `run.ipynb`, `parameters.yaml`, `predictions.parquet` and `record.json`, which holds every trial once. While it
+runs, a finished trial is kept at once in the journal: `trials/seed-3.parquet` with its predictions, then `trials/seed-3.json` with all else.
+`merge` makes the record of the journal, the record last; without it nothing is done.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
 NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint by what they name: weights and task files
 APART = ("compare", "compile")  # phases that are no part of a method's cost
 TRAINING = ("adapt", "teach", "train")  # phases that make the model; the rest is evaluation
-SCHEMA_VERSION = 1  # of the record's form
+SCHEMA_VERSION = 2  # of the record's form
+JOURNAL, PREDICTIONS = "trials", "predictions.parquet"
+RUN_FILES = ("run.ipynb", "parameters.yaml", "record.json")
+FILE = "file_sha256"  # in the journal: of a trial's predictions as they lie there
 RESULTS_VERSION = 2  # raise by hand whenever numbers change: a golden test fails when they did and this was not
 
 
@@ -42,7 +49,9 @@ def stored(parameters: Parameters) -> dict[str, Any]:
 
 
 def as_yaml(parameters: Parameters) -> str:
-    return yaml.safe_dump(stored(parameters), sort_keys=False, allow_unicode=True)
+    """What plain papermill needs to repeat a run. Not where it went: there, finished trials would be read back."""
+    kept = {key: value for key, value in stored(parameters).items() if key != "output_dir"}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task: TaskFile, data: dict[str, str], backbone: str) -> dict[int, str]:
@@ -78,34 +87,165 @@ def _content(task: TaskFile) -> str:
 _contents: dict[int, tuple[TaskFile, str]] = {}
 
 
-def write_trial(folder: Path, trial: dict[str, Any], predictions: pd.DataFrame) -> None:
-    import io
+def write_trial(folder: Path, trial: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
+    """Keeps a finished trial in the journal. Returns it as it will stand in the record."""
+    content, place = _parquet(predictions), folder / JOURNAL / f"seed-{trial['seed']}"
+    trial = {**trial, "predictions_sha256": content_checksum(predictions)}
+    write_whole(place.with_suffix(".parquet"), content)
+    write_json(place.with_suffix(".json"), {**trial, FILE: hashlib.sha256(content).hexdigest()})
+    return trial
 
+
+def _parquet(predictions: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     predictions.to_parquet(buffer, index=False, compression="zstd")
-    place = folder / "trials" / f"seed-{trial['seed']}"
-    write_whole(place.with_suffix(".parquet"), buffer.getvalue())
-    write_json(place.with_suffix(".json"), {**trial, "predictions_sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
+    return buffer.getvalue()
+
+
+def content_checksum(predictions: pd.DataFrame) -> str:
+    """SHA-256 over what one trial predicted, row by row, whichever file it lies in."""
+    digest = hashlib.sha256()
+    for name in predictions:
+        column = predictions[name]
+        if column.dtype.kind in "iu":  # whole numbers are the same however many bytes they were kept in
+            column = column.astype("int64")
+        numbers = column.dtype.kind in "if"
+        digest.update(name.encode() + (column.to_numpy().tobytes() if numbers else "\0".join(column).encode()))
+    return digest.hexdigest()
+
+
+def read_trials(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """A run's finished trials by seed, from its record and the journal, in which newer ones stand; and by seed what is wrong with others.
+
+    A trial counts if its predictions are whole. Loads no parquet, but where a record and its predictions do not belong together.
+    """
+    trials, faults = _recorded(folder)
+    newer, damaged = _journal(folder)
+    trials |= newer
+    return trials, {seed: fault for seed, fault in {**faults, **damaged}.items() if seed not in trials}
+
+
+def _journal(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    trials, faults = {}, {}
+    for seed in journalled(folder):
+        place = f"{folder}/{JOURNAL}/seed-{seed}"
+        trial = read_json(f"{place}.json")
+        if trial is None or trial.get("seed") != seed:
+            faults[seed] = "the trial's file is empty, cut short or another's"
+        elif (found := file_checksum(f"{place}.parquet")) != trial.pop(FILE, None):
+            faults[seed] = "the predictions are not this trial's" if found else "the predictions are missing"
+        else:
+            trials[seed] = trial
+    return trials, faults
+
+
+def _recorded(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    record = read_json(f"{folder}/record.json") or {}
+    listed = {trial["seed"]: trial for trial in record.get("trials", []) if record.get("schema_version") == SCHEMA_VERSION}
+    found = file_checksum(f"{folder}/{PREDICTIONS}")
+    if not listed or found == record.get("predictions_sha256"):
+        return listed, {}
+    if not found:
+        return {}, dict.fromkeys(listed, "the predictions are missing")
+    # A merge was killed between the two files, or one is damaged: each trial is held against its own predictions.
+    try:
+        parts = {seed: content_checksum(part) for seed, part in _by_trial(f"{folder}/{PREDICTIONS}").items()}
+    except (OSError, ValueError):
+        parts = {}
+    whole = {seed: trial for seed, trial in listed.items() if parts.get(seed) == trial.get("predictions_sha256")}
+    return whole, dict.fromkeys(set(listed) - set(whole), "the predictions are not this trial's")
+
+
+def _by_trial(file: Path | str) -> dict[int, pd.DataFrame]:
+    import pandas as pd
+
+    return {int(seed): part.reset_index(drop=True) for seed, part in pd.read_parquet(file).groupby("trial", sort=False)}
+
+
+def journalled(folder: Path | str) -> list[int]:
+    """The seeds that have a file in the journal."""
+    try:
+        names = [entry.name for entry in os.scandir(f"{folder}/{JOURNAL}")]
+    except OSError:
+        return []
+    return sorted(int(name[5:-5]) for name in names if name.startswith("seed-") and name.endswith(".json") and name[5:-5].isdigit())
 
 
 def read_trial(folder: Path, seed: int, expected: str | None = None) -> dict[str, Any] | None:
-    """A finished trial, or None if it is missing, cut short, of another fingerprint, or not that of its predictions."""
-    trial = read_json(folder / "trials" / f"seed-{seed}.json")
-    if not trial or trial.get("seed") != seed or (expected and trial.get("fingerprint") != expected):
+    """A finished trial, or None if it is missing, damaged or of another fingerprint."""
+    trial = read_trials(folder)[0].get(seed)
+    return trial if trial and expected in (None, trial.get("fingerprint")) else None
+
+
+def read_predictions(folder: Path) -> pd.DataFrame:
+    """The predictions of all of a run's trials that count, by trial."""
+    import pandas as pd
+
+    trials = read_trials(folder)[0]
+    kept = _by_trial(folder / PREDICTIONS) if (folder / PREDICTIONS).is_file() else {}
+    late = {seed: pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet") for seed in _journal(folder)[0]}
+    parts = {seed: part for seed, part in {**kept, **late}.items() if seed in trials}
+    return pd.concat([parts[seed] for seed in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
+
+
+def merge(folder: Path, record: dict[str, Any]) -> None:
+    """Makes a run's record and predictions of what it has and the journal, which goes then. To be called by the lock's owner.
+
+    `record` lacks its trials' other seeds, which are kept, and the predictions' checksum. Killed at any point, nothing is lost: the journal
+    stays until the record is there, and each trial is known by its own predictions.
+    """
+    trials = read_trials(folder)[0]
+    first = [trial["seed"] for trial in record["trials"]]
+    order = [*first, *sorted(set(trials) - set(first))]
+    content = _parquet(read_predictions(folder))
+    write_whole(folder / PREDICTIONS, content)
+    kept = [trials[seed] for seed in order]
+    write_json(folder / "record.json", {**record, "fingerprints": [trial["fingerprint"] for trial in kept], "trials": kept,
+                                        "predictions_sha256": hashlib.sha256(content).hexdigest()})
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+
+
+def put_aside(folder: Path, keep: Iterable[int]) -> Path | None:
+    """Moves what does not count any more to `aside/<time>/`, so that nothing is overwritten; the trials to `keep` stay, in the journal.
+
+    To be called by the lock's owner. Returns where it went; None if there was nothing to move.
+    """
+    trials, keep = read_trials(folder)[0], set(keep)
+    rest = [seed for seed in journalled(folder) if seed not in keep]
+    if not rest and not any((folder / name).exists() for name in (*RUN_FILES, PREDICTIONS)):
         return None
+    for seed, part in _by_trial(folder / PREDICTIONS).items() if keep - set(journalled(folder)) else ():
+        if seed in keep and seed in trials and seed not in journalled(folder):
+            write_trial(folder, trials[seed], part)
+    aside = folder / "aside" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    adapters = [place for place in folder.glob("adapters/seed-*") if int(place.name[5:]) not in keep]
+    moved = [folder / JOURNAL / f"seed-{seed}.{form}" for seed in rest for form in ("json", "parquet")]
+    for path in [*moved, *adapters, folder / PREDICTIONS, *(folder / name for name in RUN_FILES)]:  # the record last
+        if path.exists():
+            target = aside / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return aside
+
+
+def code_checksum(notebook: Path | str) -> str:
+    """What a notebook does, in 16 hexadecimal digits: its code but for the parameters, whatever its prose and outputs. '' if there is none."""
+    content = read_json(notebook)
+    if content is None:
+        return ""
+    cells = [cell for cell in content.get("cells", []) if cell.get("cell_type") == "code"
+             and not {"parameters", "injected-parameters"} & set(cell.get("metadata", {}).get("tags", []))]
+    sources = [source if isinstance(source := cell.get("source", ""), str) else "".join(source) for cell in cells]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
+
+
+def file_checksum(path: Path | str) -> str:
+    """SHA-256 of a file; '' if it cannot be read."""
     try:
-        content = (folder / "trials" / f"seed-{seed}.parquet").read_bytes()
+        with open(path, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
     except OSError:
-        return None
-    return trial if hashlib.sha256(content).hexdigest() == trial.get("predictions_sha256") else None
-
-
-def put_trial_aside(folder: Path, seed: int) -> None:
-    """Moves a trial that does not count (other parameters, damaged), and its adapter, to `aside/`, so that nothing is overwritten."""
-    for file in [*(folder / "trials").glob(f"seed-{seed}.*"), *(folder / "adapters").glob(f"seed-{seed}")]:
-        made = datetime.fromtimestamp(file.stat().st_mtime, UTC).strftime("%Y%m%dT%H%M%S")
-        (folder / "aside").mkdir(exist_ok=True)
-        file.rename(folder / "aside" / f"{'adapter-' if file.is_dir() else ''}{file.stem}.{made}{file.suffix}")
+        return ""
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -115,13 +255,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         found = record.get("schema_version")
         raise BadInput(f"{shown(folder / 'record.json')}: schema_version: {found!r}, not {SCHEMA_VERSION}: made by another version of lowres")
     return record
-
-
-def read_predictions(folder: Path) -> pd.DataFrame:
-    """The predictions of all of a run's trials."""
-    import pandas as pd
-
-    return pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("trials/seed-*.parquet"))], ignore_index=True)
 
 
 def distinct(trials: list[dict[str, Any]]) -> int:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from lowres.runs.study import Run, Study
 from lowres.tasks.load import data_checksums
 from lowres.tasks.task_file import extended_task
 
+NOTEBOOKS = "notebooks"  # relative to the project
 STATES = ("done", "running", "failed", "stale", "partial", "missing")
 
 
@@ -38,9 +38,10 @@ class Status:
     finished: int = 0
     faults: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    stale: list[Path] = field(default_factory=list)  # files of trials that do not count: put aside when the run is redone
+    counting: list[int] = field(default_factory=list)  # seeds of trials that count: the others are put aside when the run is redone
     failure: dict[str, Any] | None = None
     owner: str = ""
+    by_another_notebook: bool = False  # its record was made by other code than the method's notebook has now
 
     @property
     def wanted(self) -> int:
@@ -54,6 +55,7 @@ class FingerprintInputs:
         self._data: dict[tuple[str, tuple[str, ...], str], dict[str, str] | None] = {}
         self._weights: dict[tuple[str, str], str | None] = {}
         self._any_failed: bool | None = None
+        self._code: dict[str, str] = {}
 
     def any_failed(self, run: Run) -> bool:
         """Whether the run's study has a folder of failures at all: most have none, and 10,000 runs would each look."""
@@ -77,6 +79,11 @@ class FingerprintInputs:
         if key not in self._weights:
             self._weights[key] = weights(parameters)
         return self._weights[key]
+
+    def code(self, notebook: str) -> str:
+        if notebook not in self._code:
+            self._code[notebook] = records.code_checksum(located(notebook))
+        return self._code[notebook]
 
     def fingerprints(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, str]:
         """By seed. Where the data or the model's folder are not at hand, what the record says of them is believed."""
@@ -105,18 +112,27 @@ def all_statuses(study: Study) -> list[Status]:
     return [status_of(run, facts) for run in study.runs]
 
 
-def status_of(run: Run, facts: FingerprintInputs | None = None, mine: bool = False) -> Status:
+def status_of(run: Run, facts: FingerprintInputs | None = None, mine: bool = False, notebooks: str = NOTEBOOKS) -> Status:
     """One run's state; `facts` are one study's; `mine`: its lock is held by this process, which asks what there is to do."""
     facts, found = facts or FingerprintInputs(), Status(run, "missing")
     failure = files.read_json(failure_folder(run) / "failure.json") if facts.any_failed(run) else None
     if not run.folder.is_dir():
         return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, None)) if failure else found
     record = _record(run.folder, found)
-    on_disk = _seeds(run.folder)
-    marks = facts.accepted(run, sorted({*run.parameters.seeds, *on_disk}), record)
-    for seed in sorted(on_disk):
-        _trial(run, seed, marks[seed], found)
-    found.state = _state(found, [marks[seed] for seed in run.parameters.seeds], record, bool(on_disk))
+    trials, damaged = records.read_trials(run.folder)
+    marks = facts.accepted(run, sorted({*run.parameters.seeds, *trials}), record)
+    for seed, trial in sorted(trials.items()):
+        if trial.get("fingerprint") not in marks[seed]:
+            found.faults.append(f"seed {seed}: stale")
+            continue
+        found.counting.append(seed)
+        if seed in run.parameters.seeds:
+            found.finished += 1
+            found.seconds.append(sum(trial.get("seconds", {}).values()))
+    found.faults += [f"seed {seed}: {fault}" for seed, fault in sorted(damaged.items())]
+    found.state = _state(found, [marks[seed] for seed in run.parameters.seeds], record, bool(trials or damaged))
+    made_by = (record or {}).get("provenance", {}).get("code")
+    found.by_another_notebook = bool(made_by) and made_by != facts.code(f"{notebooks}/{run.method}.ipynb")
     if not mine and (at_work := locks.owner(run.folder)):
         found.state, found.owner = "running", at_work
     return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, record)) if failure else found
@@ -130,13 +146,9 @@ def _failed(found: Status, failure: dict[str, Any], marks: dict[int, str]) -> St
     """A failure counts as long as what was tried then is what would be tried now: same fingerprints, same notebook."""
     if found.state in ("done", "running") or failure.get("fingerprints") != sorted(marks.values()):
         return found
-    if failure.get("notebook_sha256") == checksum(located(failure.get("notebook", "")) / f"{found.run.method}.ipynb"):
+    if failure.get("notebook_sha256") == records.file_checksum(located(failure.get("notebook", "")) / f"{found.run.method}.ipynb"):
         found.state, found.failure = "failed", failure
     return found
-
-
-def checksum(file: Path) -> str:
-    return _sha256(str(file)) if file.is_file() else ""
 
 
 def _state(found: Status, wanted: list[set[str]], record: dict[str, Any] | None, trials_on_disk: bool) -> str:
@@ -153,42 +165,6 @@ def _record(folder: Path, found: Status) -> dict[str, Any] | None:
     if record is None and (folder / "record.json").exists():
         found.faults.append("record.json is empty or cut short")
     return record
-
-
-def _seeds(folder: Path) -> set[int]:
-    """Of the trials that have a file."""
-    try:
-        names = [entry.name for entry in os.scandir(f"{folder}/trials")]
-    except OSError:
-        return set()
-    return {int(name[5:-5]) for name in names if name.startswith("seed-") and name.endswith(".json") and name[5:-5].isdigit()}
-
-
-def _trial(run: Run, seed: int, marks: set[str], found: Status) -> None:
-    """Whether a trial's files are whole, belong together, and are what the run asks for."""
-    place = f"{run.folder}/trials/seed-{seed}"
-    trial = files.read_json(f"{place}.json")
-    try:
-        if trial is None or trial.get("seed") != seed:
-            fault = f"seed {seed}: the trial's file is empty, cut short or another's"
-        elif trial.get("fingerprint") not in marks:
-            fault = f"seed {seed}: stale"
-        elif _sha256(f"{place}.parquet") != trial.get("predictions_sha256"):
-            fault = f"seed {seed}: the predictions are not this trial's"
-        else:
-            if seed in run.parameters.seeds:
-                found.finished += 1
-                found.seconds.append(sum(trial.get("seconds", {}).values()))
-            return
-    except OSError:
-        fault = f"seed {seed}: the predictions are missing"
-    found.faults.append(fault)
-    found.stale += [Path(f"{place}.json"), Path(f"{place}.parquet")]
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def counts(statuses: list[Status]) -> dict[str, int]:

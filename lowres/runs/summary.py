@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lowres.files import safe
 from lowres.runs import records
 
 RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
@@ -90,6 +91,21 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
 def results(trials: list[dict]) -> pd.DataFrame:
     """The result table of one run, a line an evaluation set."""
     return printable(summary(records.as_table({"trials": trials}), ["set", "domain"]))
+
+
+def headline(trials: list[dict]) -> list[str]:
+    """The answer of a run, a line an evaluation set: accuracy with its interval, how it stands to the constant answer, trials, time."""
+    lines = []
+    for _, row in summary(records.as_table({"trials": trials}), ["set", "domain"]).iterrows() if trials else ():
+        low, high, constant = (100 * row[key] for key in ("low", "high", "constant"))
+        against = ("no interval from " + ("one trial" if row["trials"] == 1 else "equal trials") if np.isnan(low)
+                   else "above" if low > constant else "below" if high < constant else "not told from")
+        ends = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+        compared = f"{against}; the constant answer has {constant:.1f}" if np.isnan(low) else f"{against} the constant answer ({constant:.1f})"
+        count = f"{int(row['trials'])} trial{'s' * (row['trials'] > 1)}, {row['seconds']:.0f} s each"
+        where = "in domain" if row["domain"] == "in" else "out of domain"
+        lines.append(f"**{100 * row['accuracy']:.1f} %**{ends} on {safe(row['set'])} ({where}), {compared}, {count}")
+    return lines
 
 
 def breakdown(trials: list[dict]) -> pd.DataFrame:

@@ -304,8 +304,8 @@ class Site:
 
     def _run(self, page: Page, before: Page | None, after: Page | None) -> None:
         folder = self.folder / "runs" / page.run.name
-        (folder / "trials").mkdir(parents=True)
-        names = ["run.ipynb", "record.json", "parameters.yaml", *(f"trials/seed-{trial['seed']}.parquet" for trial in page.trials)]
+        folder.mkdir(parents=True)
+        names = [*records.RUN_FILES, records.PREDICTIONS]
         files = [_copied(page.run.folder / name, folder / name, name) for name in names if (page.run.folder / name).is_file()]
         try:
             record, reason = records.read_record(page.run.folder) or {}, "they are not what the study asks for now."

@@ -22,6 +22,7 @@ from lowres.models.backbone import load_backbone
 from lowres.models.batches import pack
 from lowres.models.heads import Classifier
 from lowres.parameters import METHODS, LoRA
+from lowres.runs import records
 from lowres.runs.process import run_notebook
 from tests.benchmarks import compiled, workloads
 from tests.benchmarks.stepping import Stepped
@@ -130,8 +131,7 @@ def run(notebook: Path, model: str, seeds: list[int], expected: str = "") -> lis
         ended = run_notebook(notebook, folder / "run.ipynb", parameters, folder, {})
         if expected not in ended.message or bool(ended.kind) != bool(expected):
             raise RuntimeError(json.dumps([ended.kind, ended.message]))
-        trials = sorted((folder / "kept" / "trials").glob("*.json"))
-        return [sum(json.loads(file.read_text())["seconds"].values()) for file in trials]
+        return [sum(trial["seconds"].values()) for trial in records.read_trials(folder / "kept")[0].values()]
 
 
 def padding(name: str, scratch: Path, repeats: int, quick: bool) -> list[Row]:

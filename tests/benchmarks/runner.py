@@ -71,9 +71,10 @@ def only_sleeping(folder: Path, study: Study) -> str:
     notebook = Path(write_notebook(folder / "t")) / "vanilla.ipynb"
     cells = nbformat.read(notebook, as_version=4)
     cells.cells[1:] = [nbformat.v4.new_code_cell(
-        f"import os, shutil, time\ntime.sleep({SLEEP})\n"
+        f"import os, shutil, time\nfrom pathlib import Path\ntime.sleep({SLEEP})\n"
         f"made = os.path.join({str(ready)!r}, *output_dir.split('/')[-4:])\n"
-        f"shutil.copytree(os.path.join(made, 'trials'), os.path.join(output_dir, 'trials'), dirs_exist_ok=True)\n"
+        f"from lowres.runs import records\nfor seed, trial in records.read_trials(made)[0].items():\n"
+        f"    records.write_trial(Path(output_dir), trial, records.read_predictions(Path(made)))\n"
         f"shutil.copy(os.path.join(made, 'record.json'), os.environ[{SCRATCH!r}])")]
     nbformat.write(cells, notebook)
     return str(notebook.parent)
