@@ -159,6 +159,12 @@ def test_the_rows_of_the_results_are_the_whole_study_once(study):
     assert named == Counter(run.name for run in planned.runs if trials([run]))
 
 
+def test_the_studies_are_as_whole_as_is_told():
+    counts = [len(trials(read_study(study).runs)) for study in STUDIES]
+    assert counts == [read_study(study).trials for study in STUDIES]
+    assert "`real_cpu`, `real_cpu_as_coded` and `learning_rate` are whole: {}, {} and {} trials".format(*counts) in RESULTS
+
+
 def test_every_difference_that_is_told_is_the_trials_paired_by_seed():
     assert len(table_of("what")) > 20
     for line in table_of("what"):
