@@ -3,13 +3,20 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from lowres.__main__ import app
+from lowres.parameters import METHODS
+from lowres.tasks.task_file import TaskFile
+
 ROOT = Path(__file__).parent.parent
+PAGES = {"README.md": 1200, "outputs/README.md": 3000, "parameters/README.md": 1500, "notebooks/README.md": 1000}  # words at most
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -46,12 +53,58 @@ def test_notebook_cells_are_short():
                 assert len("".join(cell["source"]).splitlines()) <= 25, path.name
 
 
-def test_every_command_the_readme_shows_exists():
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z]+)\b(?=`|\n)", readme)):
+@pytest.mark.parametrize(("page", "most"), PAGES.items())
+def test_a_page_is_short(page, most):
+    lines = (ROOT / page).read_text().splitlines()
+    counted = [line for line in lines if page == "README.md" or not line.startswith("|")]  # of the others a table is no prose
+    assert len(" ".join(counted).split()) <= most
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_heading_that_a_page_points_to_exists(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).resolve().is_file(), target
+    for heading in re.findall(r"\(\*([A-Z][^*]+)\*\)", text):
+        assert re.search(rf"^#+ {heading}$", text, re.MULTILINE), heading
+    for file in re.findall(r"`((?:lowres|notebooks|parameters|outputs|tests)/[\w./]*)`", text):
+        assert (ROOT / file).exists() or "/mine" in file, file
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_a_page_shows_exists_and_takes_what_it_is_given(page):
+    text, makefile, known = (ROOT / page).read_text(), (ROOT / "Makefile").read_text(), typer.main.get_command(app).commands
+    for target in set(re.findall(r"\bmake ([a-z-]+)\b(?=`|\n)", text)):
         assert f"\n{target}:" in makefile, target
-    for study in set(re.findall(r"lowres (?:run|status|check|analyse|publish) ([a-z_]+)\b(?![/.])", readme)):
-        assert (ROOT / "parameters" / "studies" / f"{study}.yaml").is_file(), study
+    for line in re.findall(rf"lowres ((?:{'|'.join(known)}) [^`\n]*)", text):
+        name, *given = shlex.split(line, comments=True)
+        asked = known[name].make_context(name, given).params
+        if (study := asked.get("study", asked.get("file"))) and not study.endswith(".yaml"):
+            assert (ROOT / "parameters" / "studies" / f"{study}.yaml").is_file(), study
+    for method, key in re.findall(r"-f parameters/methods/(\w+)\.yaml -p (\w+)", text):
+        assert key in METHODS[method].model_fields
+
+
+def first_cells(page: str, heading: str) -> set[str]:
+    """What stands in code in the first column of a page's table."""
+    table = re.search(rf"^\| {heading} \|.*?(?=\n\n)", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)[0]
+    return {name for line in table.splitlines() for name in re.findall(r"`([\w/]+)`", line.split("|")[1])}
+
+
+def test_the_pages_tables_name_all_studies_methods_keys_and_folders():
+    assert first_cells("parameters/README.md", "study") == {path.stem for path in (ROOT / "parameters/studies").glob("*.yaml")}
+    assert first_cells("parameters/README.md", "key") == set(TaskFile.model_fields) - {"embedded"} | {"extends"}
+    assert first_cells("notebooks/README.md", "notebook") == set(METHODS)
+    folders = {path.relative_to(ROOT).parts[0] for path in tracked() if path.parent != ROOT}
+    assert first_cells("README.md", "folder") == {f"{folder}/" for folder in folders if folder != ".ci"}
+
+
+def test_what_a_trial_keeps_is_told():
+    records = [json.loads(path.read_text()) for path in (ROOT / "outputs/real_cpu").rglob("record.json")]
+    kept = {key for record in records for trial in record["trials"] for key in {*trial, *next(iter(trial["sets"].values()))}}
+    [table] = re.findall(r"^\| of a trial \|.*?(?=\n\n)", (ROOT / "notebooks/README.md").read_text(), re.DOTALL | re.MULTILINE)
+    told = set(re.findall(r"`(\w+)`", table)) - {"max_length"}  # a parameter
+    assert len(records) == 60 and told == kept - {"learning_rates", "predictions_sha256"}  # the schedule's; older records'
 
 
 def test_no_data_row_of_the_real_sets_is_committed(real_data):

@@ -1,28 +1,37 @@
-"""The README's results are the trials': each accuracy and MCC of a numbered row is computed again from the runs that its command names."""
+"""What README.md and outputs/README.md tell are the trials' results: every cell and difference is computed again from the runs that its row names."""
 
 import csv
 import re
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 import pytest
 from numpy import mean
 from scipy import stats
 
-from lowres.runs import records
+from lowres.files import ROOT
+from lowres.runs.records import peak_memory, read_record, seconds_of
 from lowres.runs.study import read_study, select
 
-README = (Path(__file__).parent.parent / "README.md").read_text().replace("\u00a0", " ")  # a cell breaks before its MCC alone
+FRONT, RESULTS = ((ROOT / page).read_text().replace("\u00a0", " ") for page in ("README.md", "outputs/README.md"))  # a cell breaks at its ends alone
 STUDIES = {"real_cpu": 8, "real_cpu_as_coded": 6, "learning_rate": 4}  # its seeds, where a row does not say otherwise
 YARDSTICKS = ["*constant answer*", "*untrained model*"]
+FRONT_LINES = {
+    "in-context learning": "method=in_context", "vanilla": "method=vanilla", "pattern-based (PBFT)": "method=pbft",
+    "adaptive: chosen pattern": "method=adaptive,adapt=pattern", "LoRA": "method=lora,rank=8,head=verbalizer",
+    "context distillation": "method=distillation,inputs=few-shot",
+}
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
 
 
 def lines(study: str) -> list[tuple[list[tuple[str, str]], str]]:
     """The lines of the tables whose last heading is `--only task=…,`: cells as (heading, text), and that heading's beginning of an --only."""
     found, headings, only = [], [], ""
-    for line in next((part for part in README.split("lowres run ") if part.startswith(f"{study} ")), "").splitlines():
-        cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+    for line in next((part for part in RESULTS.split("lowres run ") if part.startswith(f"{study} ")), "").splitlines():
+        cells = cells_of(line)
         if match := re.match(r"`--only (.*)`", cells[-1]):
             headings, only = cells, match[1]
         elif only and len(cells) == len(headings) and cells[0] != "---":
@@ -45,7 +54,12 @@ def results(cells: list[tuple[str, str]]) -> list[tuple[str, int, str]]:
 
 
 def trials(runs) -> list[dict]:
-    return [trial for run in runs for _, trial in sorted(records.read_trials(run.folder)[0].items())]
+    return [trial for run in runs if (record := read_record(run.folder)) for trial in record["trials"]]
+
+
+@cache
+def trials_of(study: str, only: str) -> list[dict]:
+    return trials(select(read_study(study), only).runs)
 
 
 def of_domain(sets: dict, domain: str) -> dict:
@@ -75,7 +89,7 @@ def without_zero(cell: str) -> str:
 
 
 def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
-    """A cell by the README's own words: bold above the constant and, in accuracy or MCC, above the untrained model; † MCC above 0 and it."""
+    """A cell by outputs/README's own words: bold above the constant and, in accuracy or MCC, above the untrained model; † MCC above 0 and it."""
     accuracy, mcc = ([one[name] for one in of_cell] for name in ("accuracy", "mcc"))
     half, mcc_half, constant = half_interval(accuracy), half_interval(mcc), of_cell[0]["constant"]
     low, mcc_low = mean(accuracy) - half, mean(mcc) - mcc_half
@@ -85,8 +99,25 @@ def printed(of_cell: list[dict], before: tuple[float, float]) -> str:
     return without_zero(f"{text} ({mean(mcc):.3f}{'†' if mcc_half and mcc_low > max(0, before[1]) else ''})")
 
 
+def difference(left: str, right: str, domain: str, name: str) -> str:
+    """`left` less `right` ('STUDY method=…,task=…,shots=…'), paired by the seeds that both have: mean and 95 % interval, as a cell prints it."""
+    sides = [{one["seed"]: of_domain(one["sets"], domain)[name] for one in trials_of(*side.split(" ", 1))} for side in (left, right)]
+    differences = [sides[0][seed] - sides[1][seed] for seed in sorted(set(sides[0]) & set(sides[1]))]
+    times, digits = (100, 1) if name == "accuracy" else (1, 3)
+    middle, half = times * mean(differences), times * half_interval(differences)
+    text = "{:+.DIGITSf} [{:.DIGITSf}, {:.DIGITSf}]".replace("DIGITS", str(digits))
+    return text.format(*(round(value, 9) for value in (middle, middle - half, middle + half)))  # 5.45 is 5.45, whatever order it was added in
+
+
+def table_of(heading: str) -> list[dict[str, str]]:
+    """The lines of the one table of outputs/README that begins with this heading."""
+    [table] = re.findall(rf"^\| {heading} \|.*?(?=\n\n)", RESULTS, re.DOTALL | re.MULTILINE)
+    headings, _, *body = (cells_of(line) for line in table.splitlines())
+    return [dict(zip(headings, line, strict=True)) for line in body]
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(study):
+def test_every_cell_of_the_results_is_what_its_commands_trials_give(study):
     planned, tables = read_study(study), numbered(study)
     assert tables
     for cells, only in tables:
@@ -98,7 +129,7 @@ def test_every_cell_of_the_readmes_results_is_what_its_commands_trials_give(stud
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study):
+def test_the_yardsticks_of_the_results_are_those_of_the_same_rows(study):
     told = [(dict(cells), results(cells), re.search(r"task=(\w+)", only)[1]) for cells, only in lines(study) if cells[1][1] in YARDSTICKS]
     assert len(told) == len(YARDSTICKS) * len({task for _, _, task in told})
     for cells, texts, task in told:
@@ -110,28 +141,92 @@ def test_the_yardsticks_of_the_readmes_results_are_those_of_the_same_rows(study)
 
 
 @pytest.mark.parametrize(("study", "seeds"), STUDIES.items())
-def test_the_readmes_results_say_the_seconds_and_where_there_are_other_numbers_of_seeds(study, seeds):
-    assert f"{seeds} seeds" in README
+def test_the_results_say_the_seconds_and_where_there_are_other_numbers_of_seeds(study, seeds):
+    assert f"{seeds} seeds" in RESULTS
     for cells, only in numbered(study):
         runs = select(read_study(study), only).runs
         by_shots = {shots: trials(run for run in runs if run.parameters.shots == shots) for _, shots, _ in results(cells)}
         few = re.findall(r"(\d+) seeds(?: at (\d+(?: and \d+)*))?", cells[1][1])
         told = {int(shots): int(count) for count, places in few for shots in (places or "16").split(" and ")}
         assert told == {shots: len(these) for shots, these in by_shots.items() if these and len(these) != seeds}, only
-        took = [sum(value for phase, value in one["seconds"].items() if phase not in ("compile", "compare")) for one in by_shots[16]]
-        assert dict(cells)["s"] == f"{mean(took):.0f}", only
+        assert dict(cells)["s"] == f"{mean([seconds_of(one) for one in by_shots[16]]):.0f}", only
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_rows_of_the_readmes_results_are_the_whole_study_once(study):
+def test_the_rows_of_the_results_are_the_whole_study_once(study):
     planned = read_study(study)
     named = Counter(run.name for _, only in rows(study) for run in select(planned, only).runs if trials([run]))
     assert named == Counter(run.name for run in planned.runs if trials([run]))
 
 
-def test_the_readmes_verdicts_are_the_analysis_word_for_word():
+def test_the_studies_are_as_whole_as_is_told():
+    counts = [len(trials(read_study(study).runs)) for study in STUDIES]
+    assert counts == [read_study(study).trials for study in STUDIES]
+    assert "`real_cpu`, `real_cpu_as_coded` and `learning_rate` are whole: {}, {} and {} trials".format(*counts) in RESULTS
+
+
+def test_every_difference_that_is_told_is_the_trials_paired_by_seed():
+    assert len(table_of("what")) > 20
+    for line in table_of("what"):
+        left, right = re.findall(r"`([^`]+)`", line["which runs"])
+        for heading, name in (("accuracy, points", "accuracy"), ("MCC", "mcc")):
+            assert line[heading] == difference(left, right, line["domain"], name), (line["what"], heading)
+
+
+def test_what_is_called_entailed_on_hans_is_what_the_trials_give():
+    def called(sets: dict, label: str) -> float:
+        parts = [part for name, part in sets["hans"]["by"].items() if name.endswith(f"/{label}")]
+        right = sum(part["accuracy"] * part["n"] for part in parts) / sum(part["n"] for part in parts)
+        return 100 * (right if label == "entailment" else 1 - right)
+
+    name = "HANS, 64 shots: called entailed"
+    assert len(table_of(name)) == 8
+    for line in table_of(name):
+        frozen = line[name] == YARDSTICKS[1]
+        found = trials_of("real_cpu", "task=mnli,shots=64," + line["which runs"].strip("`"))
+        for heading, label in (("of the entailed, %", "entailment"), ("of the others, %", "contradiction")):
+            values = [called(one["also"]["zero-shot"]["sets"] if frozen else one["sets"], label) for one in found]
+            assert line[heading] == f"{round(mean(values), 9):.1f} [{min(values):.0f} to {max(values):.0f}]", line
+
+
+def test_every_figure_in_the_sentences_of_the_results_stands_in_a_table_that_is_computed_again():
+    told = RESULTS[RESULTS.index("## Results"):RESULTS.index("## How to read")]
+    with (ROOT / "outputs/real_cpu/contrasts.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    printed = [line[key] for line in lines for key in ("difference", "95 % over seeds", "MCC", "95 % of MCC, over seeds")]
+    contrasts = {round(float(figure), digits) for cell in printed for figure in re.findall(r"\d+\.\d+", cell) for digits in (1, 3)}
+    tables, sentences = (" ".join(line for line in told.splitlines() if line.startswith("|") is of_a_table) for of_a_table in (True, False))
+    known = {round(float(figure), 3) for figure in re.findall(r"\d*\.\d+", tables)} | contrasts
+    figures = re.findall(r"(?<![\w.])\d*\.\d+", re.sub(r"`[^`]*`", "", sentences))
+    assert figures and [figure for figure in figures if float(figure) not in known] == []
+
+
+def test_the_front_pages_table_is_what_the_trials_give_at_64_shots():
+    body = [cells_of(line) for line in FRONT.split("| 64 examples per class |")[1].splitlines()[2:10]]
+    assert [cells[0] for cells in body] == [*YARDSTICKS, *FRONT_LINES]
+    for name, *told, seconds, memory in body:
+        for text, (task, domain) in zip(told, [("cola", "in"), ("cola", "out"), ("mnli", "in"), ("mnli", "out")], strict=True):
+            only, before = f"task={task},shots=64,", untrained("real_cpu", task, domain, 64)
+            if name in FRONT_LINES:
+                cells = [of_domain(one["sets"], domain) for one in trials_of("real_cpu", only + FRONT_LINES[name])]
+                assert len(cells) == STUDIES["real_cpu"] and text == printed(cells, before).split(" (")[0], (name, task, domain)
+            else:
+                constant = of_domain(trials_of("real_cpu", only + "method=vanilla")[0]["sets"], domain)["constant"]
+                assert text == f"{100 * (constant if name == YARDSTICKS[0] else before[0]):.1f}", (name, task, domain)
+        if name in FRONT_LINES:
+            few = trials_of("real_cpu", "task=mnli,shots=16," + FRONT_LINES[name])
+            assert (seconds, memory) == (f"{mean([seconds_of(one) for one in few]):.0f}", f"{mean([peak_memory(one) for one in few]):.1f}"), name
+
+
+def test_every_figure_in_the_front_pages_answer_stands_in_a_table_of_the_results():
+    answer = FRONT[FRONT.index("## The answer so far"):FRONT.index("| 64 examples per class |")]
+    tables = " ".join(line for line in RESULTS.splitlines() if line.startswith("|"))
+    assert (figures := re.findall(r"\d+\.\d", answer)) and all(figure in tables for figure in figures)
+
+
+def test_the_verdicts_are_the_analysis():
     with (read_study("real_cpu").folder / "claims.csv").open(newline="") as file:
         claims = list(csv.DictReader(file))
-    assert [claim["claim"] for claim in claims] == list("1234567")
-    for claim in claims:
-        assert f"| {claim['claim']} | {claim['the paper says']} | **{claim['verdict']}** | {claim['remarks']} |" in README
+    told = re.findall(r"^(\d)\. (.*?) \*\*(.*?)\*\*", RESULTS, re.MULTILINE)
+    assert told == [(claim["claim"], claim["the paper says"], claim["verdict"][0].upper() + claim["verdict"][1:]) for claim in claims]
+    assert len(told) == 7
