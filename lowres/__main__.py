@@ -1,4 +1,4 @@
-"""The command line: lowres run | status | check | analyse | publish STUDY, and convert."""
+"""The command line: lowres run | status | check | analyse | publish STUDY; prepare, once per user; convert MODEL."""
 
 from __future__ import annotations
 

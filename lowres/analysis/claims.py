@@ -9,18 +9,31 @@ supported; one that is refuted contradicts it, unless it is a side clause. Claim
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 
 import numpy as np
 import pandas as pd
 
 from lowres.analysis.statistics import Part
+from lowres.files import BadInput
 from lowres.runs.summary import UNTRAINED, interval
+from lowres.tasks.task_file import read_task
 
 COLA = ("cola", "cola_union")  # the same task, evaluated in two ways
-PAPER = ("cola", "mnli")  # how the names of the paper's tasks begin
+PAPER = {"cola": "cola", "cola_union": "cola", "mnli": "mnli", "mnli_three": "mnli"}  # the project's task files of the paper's tasks
 ACCURACY = ("in", "out")
 FAMILY = 7
+
+
+@cache
+def paper_task(task: str) -> str:
+    """Which of the paper's tasks a task is, by whatever name or path it was given: 'cola' or 'mnli'; '' for one's own, however it is called."""
+    try:
+        spec = read_task(task)
+    except BadInput:
+        return ""
+    return PAPER[spec.name] if spec.name in PAPER and spec == read_task(spec.name) else ""
 
 
 @dataclass(frozen=True)
@@ -163,9 +176,9 @@ def paired(lines: list[Line], contrast: Contrast) -> Paired:
     these, so that a study that is still running is compared where it is complete. Seconds need both sides' trials on one machine.
     """
     result = Paired(contrast)
-    other = contrast.tasks == COLA and not any(str(line["task"]).startswith(PAPER) for line in lines)
+    other = contrast.tasks == COLA and not any(paper_task(line["task"]) for line in lines)
     if contrast.tasks and not other:  # a study of other tasks alone is asked of those that it has
-        lines = [line for line in lines if line["task"] in contrast.tasks]
+        lines = [line for line in lines if {line["task"], paper_task(line["task"])} & set(contrast.tasks)]
     if contrast.measure in ACCURACY:
         lines = [line for line in lines if line["domain"] == contrast.measure]
     keys = ["task", "model", "shots"] + ["head"] * contrast.same_head

@@ -5,6 +5,7 @@ A figure is a `Picture`: the picture and the sentence that stands for it where i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,12 @@ def plain(text: object) -> str:
 
 
 def file_name(*words: object) -> str:
-    return "-".join("".join(c if c.isalnum() or c in "._" else "_" for c in str(word).split("/")[-1]) for word in words)
+    """A figure's, of a model's, a task's and other names; what lies in two folders under one name has two."""
+    def one(word: str) -> str:
+        last = "".join(c if c.isalnum() or c in "._" else "_" for c in word.split("/")[-1])
+        return last if "/" not in word else f"{last}_{hashlib.sha256(word.encode()).hexdigest()[:6]}"
+
+    return "-".join(one(str(word)) for word in words)
 
 
 def line_name(method: str, variant: str) -> str:
@@ -112,6 +118,39 @@ def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9)
         axes.set_visible(False)
     plt.close(figure)
     return figure, grid.ravel()[:count]
+
+
+def answer(lines: pd.DataFrame) -> list[Picture]:
+    """One figure: accuracy against shots, a panel a task and evaluation set, a line a method, beside the constant answer and the untrained model."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    lines = lines[~lines["shots"].map(lambda shots: isinstance(shots, str))] if len(lines) else lines
+    if not len(lines):
+        return []
+    theme()
+    domain = {"in": "in domain", "out": "out of domain"}
+    named = [line_name(*key).replace(",", ", ") for key in zip(lines["method"], lines["variant"])]
+    panel = [f"{plain(Path(task).stem)}: {plain(name)} ({domain[where]})" for task, name, where in zip(lines["task"], lines["set"], lines["domain"])]
+    table = lines.assign(line=named, panel=panel, percent=100 * lines["accuracy"], shots=lines["shots"].astype(int))
+    looks = {name: COLOURS.get(method, "0.2") for name, method in zip(named, lines["method"])}
+    grid = sns.relplot(table, kind="line", x="shots", y="percent", hue="line", style="line", palette=looks, markers=True, dashes=True,
+                       col="panel", col_wrap=min(2, table["panel"].nunique()), height=3.4, aspect=1.4, err_style="bars",
+                       errorbar=lambda values: interval(values), facet_kws={"sharey": False})
+    for name, axes in grid.axes_dict.items():
+        here = table[table["panel"] == name]
+        axes.axhline(100 * here["constant"].iloc[0], **YARDSTICK)
+        if here["untrained"].notna().any():
+            axes.axhline(100 * here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
+        shot_axis(axes, here["shots"].unique())
+    grid.set_axis_labels("labelled examples per class", "accuracy, %").set_titles("{col_name}", size="medium")
+    grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
+    plt.close(grid.figure)
+    alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
+           f"{'; '.join(looks)}. "
+           f"{counted(lines).capitalize()}, bars are 95 % intervals over seeds. The dotted line is a constant answer"
+           + (", the long-dashed one the untrained model." if table["untrained"].notna().any() else "."))
+    return [Picture(grid.figure, "answer", alt)]
 
 
 def accuracy_against_shots(trials: pd.DataFrame) -> list[Picture]:

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from lowres.analysis.claims import Contrast, Side
+from lowres.analysis.claims import Contrast, Side, paper_task
 
 OUT = {"cola": "cola_out_of_domain_dev", "mnli": "hans"}  # the out-of-domain set that is compared
 LAYERS = "layers"  # the authors' "adaptive"
@@ -29,7 +29,7 @@ def published() -> pd.DataFrame:
 
 def series(method: str, task: str, domain: str) -> pd.DataFrame:
     """A method's published accuracies in percent: model, shots, rank, accuracy, copies; one line a distinct result."""
-    task = "cola" if task.startswith("cola") else task
+    task = paper_task(task)
     table = published()
     table = table[(table["method"] == method) & (table["task"] == task) & (table["out_of_domain_set"] == OUT.get(task))]
     column = "in_domain_accuracy" if domain == "in" else "out_of_domain_accuracy"

@@ -8,22 +8,78 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 from pandas.io.formats.style import Styler
 
 from lowres import files
 from lowres.analysis import statistics
-from lowres.analysis.claims import ACCURACY, PAPER, Paired
+from lowres.analysis.claims import ACCURACY, Paired, paper_task
 from lowres.analysis.collect import EXERCISE, Collected
 from lowres.analysis.published import difference
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
 from lowres.files import safe
-from lowres.runs.summary import RUN, printable, summary
+from lowres.runs.summary import RUN, accuracy_interval, printable, summary
 from lowres.tasks.task_file import read_task
 
+MOST_LINES = 10  # of a table that a person reads
 SENTENCE = 30  # characters from which a cell may take more than one line
 NOTHING = "No run of this study has results yet."
+
+
+def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
+    """What the answer is about: no ablations, as described where the study has it, of several settings of one choice the first, one model."""
+    part = trials[~trials["ablation"] & trials["main"]]
+    if (part["fidelity"] == "as_described").any():
+        part = part[part["fidelity"] != "as_coded"]
+    return part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
+
+
+def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """At most ten lines: the yardsticks, then methods at the most shots, the best first; and a sentence on how to read it.
+
+    A cell: mean accuracy over seeds with its 95 % interval, percent; an arrow where that is above both yardsticks.
+    """
+    part = main_lines(trials) if len(trials) else trials
+    if not len(part):
+        return pd.DataFrame(), NOTHING
+    shots, model = most_shots(part), part["model"].iloc[0]
+    part, absent = at_most_shots(part)
+    sets = {key: f"{Path(key[0]).stem}: {key[1]}" for key in part[["task", "set"]].drop_duplicates().itertuples(index=False, name=None)}
+    lines = {(method, variant): [_cell(run, key) for key in sets] for (method, variant), run in part.groupby(["method", "variant"], sort=False)}
+    order = part.groupby(["method", "variant"])["accuracy"].mean().sort_values(ascending=False, kind="stable").index
+    rows = [["constant answer", *_yardstick(part, sets, "constant"), ""]]
+    if part["untrained"].notna().any():
+        rows.append(["untrained model", *_yardstick(part, sets, "untrained"), ""])
+    best = list(order)[:MOST_LINES - len(rows)]
+    seconds = part.drop_duplicates(["method", "variant", "task", "seed"]).groupby(["method", "variant"])["seconds"].mean()
+    rows += [[f"{key[0]} {key[1].replace(',', ', ')}".strip(), *lines[key], f"{seconds[key]:.0f}"] for key in best]
+    said = [f"{safe(model)}, {shots} examples per class. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
+    if len(order) > len(best):
+        said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
+    return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
+
+
+def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
+    here = run[(run["task"] == key[0]) & (run["set"] == key[1])]
+    if not len(here):
+        return ""
+    low, high = accuracy_interval(here["accuracy"])
+    above = low > np.nanmax([here["constant"].iloc[0], here["untrained"].iloc[0]])
+    ends = "" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * here['accuracy'].mean():.1f}{ends}" + (" ↑" if above else "")
+
+
+def _yardstick(part: pd.DataFrame, sets: dict, name: str) -> list[str]:
+    means = part.groupby(["task", "set"])[name].mean()
+    return ["" if np.isnan(means[key]) else f"{100 * means[key]:.1f}" for key in sets]
+
+
+def folded(title: str, content: Styler | Markdown) -> HTML | Markdown:
+    """A long table behind a line that opens it."""
+    if isinstance(content, Markdown):
+        return content
+    return HTML(f"<details><summary>{safe(title)}</summary>\n{content.to_html()}\n</details>")
 
 
 def result_table(trials: pd.DataFrame) -> pd.DataFrame:
@@ -66,8 +122,10 @@ def static(table: pd.DataFrame) -> Styler:
     return headed.hide(axis="index").format(escape="html", na_rep="").set_table_styles(styles)
 
 
-def save(table: pd.DataFrame, folder: Path, name: str) -> str:
-    """Writes NAME.csv and NAME.tex into the study's folder, whole or not at all; says where, in Markdown."""
+def save(table: pd.DataFrame, folder: Path, name: str, write: bool) -> str:
+    """Writes NAME.csv and NAME.tex into the study's folder, whole or not at all; says where, in Markdown. Only `lowres analyse` may `write`."""
+    if not write:
+        return f"`lowres analyse` writes this as `{name}.csv` and `{name}.tex`."
     if not len(table) or folder == Path() or not folder.is_dir():  # no such study: then there is nowhere to write to
         return NOTHING
     text = io.StringIO()
@@ -124,7 +182,7 @@ def about_verdicts(found: Collected, margin: float) -> str:
         lines.append("**The study is not whole**: the verdicts are of what is there, and may change.")
     if found.exercise:
         lines.append(f"{EXERCISE} The table shows how verdicts are reached; it is an exercise.")
-    elif not trials["task"].str.startswith(PAPER).any():
+    elif not trials["task"].map(paper_task).any():
         lines.append("The paper spoke of CoLA and MNLI. Here its claims are asked of this study's tasks, so a verdict is about these.")
     if (trials["fidelity"] == "as_coded").any():
         described = (trials["fidelity"] == "as_described").any()

@@ -199,7 +199,7 @@ def analyse(study: Study, force: bool = True) -> str | None:
         return None
     with locks.scratch_folder() as folder:
         ended = run_notebook(
-            notebook, folder / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent)}, folder, {},
+            notebook, folder / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent), "write": True}, folder, {},
         )
         if not ended.kind:
             files.write_whole(output, cleaned(folder / "analysis.ipynb", analysed=mark))
