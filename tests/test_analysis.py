@@ -16,7 +16,6 @@ from lowres.files import ROOT
 from lowres.runs import records, summary
 from lowres.runs.execute import analysis_mark
 from lowres.runs.study import read_study
-from lowres.site.publish import Page, glances, record_tables
 
 
 def text_of(notebook) -> str:
@@ -201,7 +200,7 @@ def test_the_untrained_model_stands_beside_every_method_and_advice_asks_for_more
     assert set(better["untrained"]) == {0.9} and set(better["method"]) == {"vanilla", "pbft", "in_context"}
     assert "**none**" in advise(better, Budget()) and "the untrained model, which is right on 90.0 %" in advise(better, Budget())
     assert set(tables.readable_results(tables.result_table(better))["untrained, % (MCC)"]) == {"90.0 (0.700)"}
-    assert "the untrained model 90.0 % in domain and 90.0 % out of domain" in glances(better)[0].caption
+    assert tables.answer_table(better)[0].iloc[1].tolist()[:3] == ["untrained model", "90.0", "90.0"]
     pairs = [pair for one in verdicts.judge(better, 2.0) for pair in one.pairs if pair.contrast.measure == "in" and len(pair.d)]
     assert pairs and not any(pair.learnt for pair in pairs)
     without = collect.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
@@ -234,8 +233,7 @@ def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_
     (study.runs[0].folder / "record.json").write_text(json.dumps(record))
     found = collect.collect(path, outputs)
     assert set(found.trials["train_seconds"]) == {321.0} and set(found.trials["seconds"]) == {54_321.0}
-    told = record_tables(Page(*found.runs[0]), record)[0]
-    assert [cell.text for cell in told.rows[0]][3:5] == ["321.0", "54321.0"] and told.columns[3:5] == ["training, s", "whole trial, s"]
+    assert "321.00" in tables.costs(found.trials).to_html() and "54321.00" in tables.costs(found.trials).to_html()
 
 
 def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):

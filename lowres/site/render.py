@@ -30,7 +30,7 @@ MATHEMATICS = (
 ).split()
 TAGS = {
     *HEADINGS, *MATHEMATICS, *"a b blockquote br caption code dd del div dl dt em hr i img li ol p pre s span strong sub sup table tbody "
-    "td tfoot th thead tr ul".split(),
+    "td tfoot th thead tr ul details summary".split(),
 }
 ATTRIBUTES = {
     *"alt class colspan rowspan scope".split(),
