@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from synthetic import METHODS, fill, filled, make_study
 
+from lowres import locks
 from lowres.analysis import collect, tables, verdicts
 from lowres.analysis.advice import Budget, advise, candidates, probability_best
+from lowres.analysis.claims import paper_task
 from lowres.files import ROOT
 from lowres.runs import records, summary
-from lowres.runs.execute import analysis_mark
+from lowres.runs.execute import analyse, analysis_mark
+from lowres.runs.process import run_notebook
 from lowres.runs.study import read_study
 
 
@@ -47,7 +50,7 @@ def test_interval_is_students():
 
 def test_a_whole_study_in_the_notebook(tmp_path, executed):
     path, outputs = filled(tmp_path, shots=(2, 16), seeds=range(6), tasks=("cola", "mnli"))
-    notebook = executed(path, outputs, labels_per_class=2)
+    notebook = executed(path, outputs, labels_per_class=2, write=True)
     said = text_of(notebook)
     assert "36 of 36 runs" in said and "supported" in said and "no clear winner" in said
     folder = tmp_path / "outputs" / "made_up"
@@ -279,3 +282,41 @@ def test_a_table_loses_empty_columns_and_keeps_the_headings_of_one_without_lines
     shown = tables.static(pd.DataFrame({**empty, "number": ["1", "2"], "words": ["short", "a sentence " * 5]})).to_html()
     assert not re.search("nothing|unknown", shown) and re.findall(r"td\.col(\d) {\s*white-space: normal", shown) == ["1"], "sentences alone may wrap"
     assert "number" in tables.static(pd.DataFrame({"number": []})).to_html()
+
+
+def test_the_answer_has_at_most_ten_lines_the_yardsticks_first_and_an_arrow_for_what_is_above_both(tmp_path):
+    path, outputs = filled(tmp_path, shots=(2, 16), methods=[*METHODS, {"method": "lora", "set": {"rank": 4, "seeds": [0, 1]}}], seeds=range(6),
+                           tasks=("cola", "mnli"), effect=lambda run, domain: 9.0 if run.method == "pbft" else -9.0)
+    trials = collect.collect(path, outputs).trials
+    lines, reading = tables.answer_table(trials)
+    assert len(lines) == 10 and list(lines.iloc[:2, 0]) == ["constant answer", "untrained model"] and lines.iloc[2, 0] == "pbft"
+    assert all("\u2191" in cell for cell in lines.iloc[2, 1:5]) and not any("\u2191" in cell for cell in lines.iloc[3:, 1:5].to_numpy().ravel())
+    assert "16 examples per class" in reading and "rank=4" not in "".join(lines[""]), "ablations are not part of the answer"
+    assert tables.answer_table(trials.head(0))[0].empty
+    mean = trials[(trials["method"] == "pbft") & (trials["shots"] == 16) & (trials["set"] == "in_domain")]["accuracy"].mean()
+    assert lines.iloc[2, 1].startswith(f"{100 * mean:.1f} [")
+
+
+def test_an_analysis_that_is_only_read_writes_nothing(tmp_path):
+    """Changing the margin in JupyterLab is no look at the verdicts, and the study's own tables stay."""
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:2], seeds=range(6))
+    study = read_study(path, outputs=outputs)
+    before = sorted(file for file in study.folder.rglob("*"))
+    with locks.scratch_folder() as folder:
+        asked = {"study": path, "outputs": outputs, "margin": 5.0}
+        assert not run_notebook(ROOT / "notebooks" / "analysis.ipynb", folder / "run.ipynb", asked, folder, {}).kind
+    assert sorted(file for file in study.folder.rglob("*")) == before
+    assert not analyse(study)
+    assert {"claims.csv", "results.csv", "verdicts.json"} <= {file.name for file in study.folder.iterdir()}
+    assert json.loads((study.folder / "verdicts.json").read_text())["looks"][0]["margin"] == 2.0
+
+
+def test_a_task_is_the_papers_by_what_it_says_not_by_its_name(tmp_path):
+    ours = ROOT / "parameters" / "tasks" / "cola.yaml"
+    copy, other = tmp_path / "somewhere.yaml", tmp_path / "cola_of_mine.yaml"
+    copy.write_text(ours.read_text())
+    other.write_text((ROOT / "parameters" / "tasks" / "grammar.yaml").read_text().replace("name: grammar", "name: cola_of_mine"))
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(ours.read_text().replace("version: ", "version: 1"))
+    found = [paper_task(name) for name in ("cola", "cola_union", "mnli_three", str(ours), str(copy), str(other), str(changed), "grammar", "nowhere")]
+    assert found == ["cola", "cola", "mnli", "cola", "cola", "", "", "", ""]

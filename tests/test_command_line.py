@@ -1,5 +1,6 @@
 """Bad input ends in one sentence and exit code 2, before a model loads, and nothing on disk changes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,5 +103,17 @@ def test_a_run_of_a_small_study_ends_with_where_to_read_it(write_study, tmp_path
     statuses = all_statuses(read_study(study, outputs=str(outputs)))
     assert [status.state for status in statuses] == ["done", "done"]
     for run in (status.run for status in statuses):
-        assert {"run.ipynb", "parameters.yaml", "record.json", "trials"} == {path.name for path in run.folder.iterdir()}
+        assert {"run.ipynb", "parameters.yaml", "record.json", "predictions.parquet"} == {path.name for path in run.folder.iterdir()}
     assert Path(outputs / "tiny" / "analysis.ipynb").is_file()
+
+
+def test_the_help_names_every_command():
+    from typer.testing import CliRunner
+
+    from lowres.__main__ import app
+
+    said = CliRunner().invoke(app, ["--help"]).output
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    opening = " ".join(said.split("Commands")[0].replace("|", " ").split())
+    assert commands >= {"run", "status", "check", "analyse", "publish", "prepare", "convert"}
+    assert all(re.search(rf"\b{name}\b", opening) for name in commands), opening

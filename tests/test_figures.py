@@ -116,7 +116,7 @@ def test_a_picture_of_few_colours_is_the_same_picture_in_a_fraction_of_the_bytes
     from matplotlib import pyplot as plt
     from PIL import Image
 
-    from lowres.analysis.plots import few_colours
+    from lowres.methods.show import few_colours
 
     figure, axes = plt.subplots()
     axes.plot(np.random.default_rng(0).normal(size=(50, 4)))
@@ -135,7 +135,8 @@ def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
     from matplotlib.colors import to_rgb
     from PIL import Image
 
-    from lowres.analysis.plots import COLOURS, few_colours
+    from lowres.analysis.plots import COLOURS
+    from lowres.methods.show import few_colours
 
     picture = np.full((400, 600, 3), 255, np.uint8)
     picture[::7, :, :] = np.linspace(0, 255, 600).astype(np.uint8)[None, :, None]  # many greys
@@ -280,3 +281,8 @@ def test_training_curves_are_shown_with_their_words(monkeypatch):
     alt = shown[0][1]["metadata"]["image/png"]["alt"]
     assert alt == "Training loss against the optimizer step, 2 trials: from 0.70 to 0.15 in the mean; dotted: knowing nothing, 0.69."
     assert shown[0][0]["image/png"].startswith(b"\x89PNG") and shown[0][0]["text/plain"] == alt
+
+
+def test_models_of_one_name_in_two_folders_have_figures_of_their_own():
+    names = {plots.file_name("shots", "cola", model) for model in ("a/x", "b/x", "x")}
+    assert len(names) == 3 and "shots-cola-x" in names and not any("/" in name for name in names)

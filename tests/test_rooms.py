@@ -1,6 +1,8 @@
 """The package's rooms: what may import what. Read from the source, so that a lazy import counts like any other."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,17 @@ def test_no_modules_import_each_other_in_a_circle():
         return next((found for other in GRAPH[module] if (found := circle(other, [*path, module]))), [])
 
     assert not [found for module in MODULES if (found := circle(module, []))]
+
+
+def test_what_notebooks_import_is_there_and_loads_nothing_before_it_is_asked_for():
+    heavy = "{'torch', 'pandas', 'transformers', 'matplotlib'} & set(sys.modules)"
+    code = f"import sys, lowres; print({heavy}); print(all(getattr(lowres, name) for name in lowres.__all__), 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent).stdout
+    assert said == "set()\nTrue True\n"
+
+
+def test_the_package_is_small_enough_to_hold_in_the_head():
+    """The toy tasks (lexicon, grammar, entailment) aside, which only make rows."""
+    counted = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()
+               if name not in ("tasks.lexicon", "tasks.grammar", "tasks.entailment")}
+    assert len(counted) <= 48 and max(counted.values()) <= 400
