@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -57,7 +58,7 @@ def run_command(order: RunOptions) -> int:
         return ALL_DONE
     interrupted = _executed(order, study, statuses, todo) if todo else False
     message = None if interrupted else _analysed(whole, order)
-    return _summed_up(study, all_statuses(study), interrupted, message)
+    return _summed_up(order, study, all_statuses(study), interrupted, message)
 
 
 def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
@@ -98,11 +99,20 @@ def _analysed(study: Study, order: RunOptions) -> str | None:
     return analyse(study, force=False)
 
 
-def _summed_up(study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
+def command_again(order: RunOptions) -> str:
+    """What is typed to go on with a study: with the data, the outputs and the part of it that were asked for."""
+    default, words = RunOptions(order.study), ["lowres", "run", order.study]
+    for key in ("data_dir", "outputs", "only", "workers", "scheduler"):
+        if getattr(order, key) != getattr(default, key):
+            words += [f"--{key.replace('_', '-')}", str(getattr(order, key))]
+    return shlex.join(words)
+
+
+def _summed_up(order: RunOptions, study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
     states = Counter(status.state for status in statuses)
     for line in problems(statuses):
         print(line, file=sys.stderr)
-    print(summary(study, statuses, 1).split("; time left")[0])
+    print(summary(study, statuses))
     if again := sum(1 for status in statuses if status.failure and status.failure["again"]):
         print(f"{again} runs failed by the machine's fault, not their own: the next lowres run tries them again", file=sys.stderr)
     if waiting := sum(1 for status in statuses if status.failure and not status.failure["again"]):
@@ -112,7 +122,7 @@ def _summed_up(study: Study, statuses: list[Status], interrupted: bool, message:
     if message:
         print(f"analysis: failed: {message}", file=sys.stderr)
     if interrupted:
-        print(f"Interrupted; nothing that was finished is lost. To continue: lowres run {study.name}")
+        print(f"Interrupted; nothing that was finished is lost. To continue: {command_again(order)}")
         return INTERRUPTED
     if (study.folder / "analysis.ipynb").is_file():
         folder = shown(study.folder)
@@ -130,6 +140,19 @@ Outputs = Annotated[str, typer.Option(help="folder for all studies' results")]
 Workers = Annotated[int | None, typer.Option(min=1, help="runs at a time, the cores split evenly (default: one a core, as memory allows)")]
 Only = Annotated[str, typer.Option(help="a part of the study: method=lora,task=cola,shots=16")]
 DataDir = Annotated[Optional[str], typer.Option(help="folder with the tasks' files, instead of the hub")]  # noqa: UP045
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"lowres {version('lowres')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="say which version this is")] = False) -> None:
+    pass
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lowres.__main__ import RunOptions, command_again
 from lowres.files import ROOT
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
@@ -117,3 +118,19 @@ def test_the_help_names_every_command():
     opening = " ".join(said.split("Commands")[0].replace("|", " ").split())
     assert commands >= {"run", "status", "check", "analyse", "publish", "prepare", "convert"}
     assert all(re.search(rf"\b{name}\b", opening) for name in commands), opening
+
+
+def test_what_continues_a_study_has_the_data_the_outputs_and_the_part_that_were_asked_for():
+    assert command_again(RunOptions("quickstart")) == "lowres run quickstart"
+    asked = RunOptions("mine", data_dir="my folder", outputs="elsewhere", only="method=pbft", workers=1)
+    assert command_again(asked) == "lowres run mine --data-dir 'my folder' --outputs elsewhere --only method=pbft --workers 1"
+
+
+def test_the_version_is_told():
+    from importlib.metadata import version
+
+    from typer.testing import CliRunner
+
+    from lowres.__main__ import app
+
+    assert CliRunner().invoke(app, ["--version"]).output == f"lowres {version('lowres')}\n"

@@ -224,12 +224,13 @@ def problems(statuses: list[Status]) -> list[str]:
     return lines[:MOST_FAULTS] + ([f"… and {len(lines) - MOST_FAULTS} more"] if len(lines) > MOST_FAULTS else [])
 
 
-def summary(study: Study, statuses: list[Status], workers: int) -> str:
+def summary(study: Study, statuses: list[Status], workers: int | None = None) -> str:
+    """States and trials in a line; with `workers`, how long so many will take for the rest."""
     found = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
     finished = sum(status.finished for status in statuses)
     wanted = sum(status.wanted for status in statuses)
     text = f"{study.name}: {len(statuses)} runs: {found}; {finished} of {wanted} trials"
-    if left := remaining(statuses):
+    if workers and (left := remaining(statuses)):
         text += f"; time left with {workers} workers: {time_text(TimeLeft(statuses).of(left, workers))}"
     return text
 
