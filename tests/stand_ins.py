@@ -37,7 +37,7 @@ PATIENCE = 120  # seconds until something that must happen is given up; nothing 
 
 def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda seed: None) -> None:
     """What a stand-in's cell calls: each seed not yet there is worked at and kept, then the record. Notes every execution."""
-    parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields}, "stand-in")
+    parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields if key in values}, "stand-in")
     folder, record = located(parameters.output_dir), {"provenance": {"code": records.code_checksum(os.environ.get(NOTEBOOK, ""))}}
     marks = FingerprintInputs().fingerprints(Run(method, "", parameters), parameters.seeds, record)
     for seed in parameters.seeds:
@@ -85,7 +85,7 @@ def noted(study: Study) -> list[str]:
 def write_notebook(folder: Path, work: str = "pass", before: str = "pass", method: str = "vanilla") -> str:
     """A notebook for `method`: runs `before`, then for each seed `work`. Returns the folder."""
     cells = [
-        nbformat.v4.new_code_cell("model = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("shots = 16", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(f"import os, sys, time\n{before}"),
         nbformat.v4.new_code_cell(
             "from tests.stand_ins import keep_trials\n\ndef work(seed):\n    " + work.replace("\n", "\n    ")
