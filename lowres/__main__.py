@@ -174,8 +174,6 @@ def run(
     A rerun continues where the last one ended. Failed runs wait for --retry-failed (unless the machine was at fault: a dead kernel, a
     full disk), stale ones for --rerun-stale. Exit code: 0 all done, 1 some failed or wait, 2 bad input, 130 interrupted.
     """
-    pass
-
     rerun = frozenset(state for state, asked in (("failed", retry_failed), ("stale", rerun_stale)) if asked)
     order = RunOptions(study, data_dir, outputs, only, rerun, workers, scheduler, dry_run, fail_fast, timeout, retries, notebooks)
     try:
@@ -197,8 +195,6 @@ def status(
 
     from lowres.runs.progress import as_json as in_json
     from lowres.runs.progress import print_status
-    from lowres.runs.status import all_statuses
-    from lowres.runs.study import read_study, select
 
     plan = select(read_study(study, data_dir, outputs), only)
     statuses, workers = all_statuses(plan), workers or os.cpu_count() or 1
@@ -220,7 +216,6 @@ def check(file: Annotated[str, typer.Argument(help="a study, task or method file
 def analyse(study: StudyName, outputs: Outputs = "outputs") -> None:
     """Executes the analysis notebook over what a study has so far."""
     from lowres.runs.execute import analyse
-    from lowres.runs.study import read_study
 
     if message := analyse(read_study(study, outputs=outputs)):
         print(f"analysis: failed: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ import difflib
 import html
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,7 @@ def near(word: str, choices: Iterable[str]) -> str:
 
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used from its clone
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|COOKIE|API_?KEY|(^|_)(KEY|PASS|AUTH)(_|$)", re.I)
 
 
 def shown(path: Path | str) -> str:
@@ -114,3 +116,14 @@ def read_json(path: Path | str) -> dict[str, Any] | None:
 def safe(text: Any) -> str:
     """Text from a record or a file as it may stand in Markdown or HTML: nothing in it is markup."""
     return html.escape(str(text)).replace("`", "'").replace("|", "&#124;").replace("$", "&#36;")
+
+
+def without_secrets(text: str) -> str:
+    """No folder of this machine, and no value of an environment variable whose name says that it is a secret."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 6 and not value.isdigit():
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", f"<{name}>", text)  # not inside words
+    for folder, name in ((ROOT, "."), (Path.home(), "~")):
+        if len(folder.parts) > 1:  # a home folder may be /
+            text = text.replace(str(folder), name)
+    return text

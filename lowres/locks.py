@@ -134,3 +134,7 @@ def remove_dead_lock(folder: Path) -> None:
 SCRATCH = "LOWRES_SCRATCH"  # set by the runner: where the record waits until the notebook has ended
 NOTEBOOK = "LOWRES_NOTEBOOK"  # set by the runner: the file that is executed
 STOP = "LOWRES_STOP"  # set by the runner: a file; once it is there, no trial is begun any more
+
+
+class Interrupted(Exception):
+    """The runner was asked to stop. What is finished is kept; `lowres run` continues after it."""

@@ -25,10 +25,9 @@ import yaml
 from lowres import files
 from lowres.__main__ import chosen
 from lowres.files import ROOT, located
-from lowres.locks import NOTEBOOK, SCRATCH, STOP
+from lowres.locks import NOTEBOOK, SCRATCH, STOP, Interrupted
 from lowres.parameters import METHODS, validated
 from lowres.runs import records
-from lowres.runs.notebook import Interrupted
 from lowres.runs.status import FingerprintInputs, all_statuses
 from lowres.runs.study import Run, Study, read_study
 

@@ -134,3 +134,8 @@ def test_the_version_is_told():
     from lowres.__main__ import app
 
     assert CliRunner().invoke(app, ["--version"]).output == f"lowres {version('lowres')}\n"
+
+
+def test_status_and_help_wait_for_neither_papermill_nor_jupyter_nor_pandas():
+    code = "import sys, lowres.__main__; print({'papermill', 'nbformat', 'jupyter_client', 'pandas', 'torch', 'distributed'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "set()\n"

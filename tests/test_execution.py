@@ -19,10 +19,10 @@ from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook
 from synthetic import METHODS, fill, make_study
 
 from lowres import files, locks
-from lowres.files import ROOT
+from lowres.files import ROOT, without_secrets
 from lowres.models.identity import identity
 from lowres.runs import records
-from lowres.runs.execute import Options, execute, without_secrets
+from lowres.runs.execute import Options, execute
 from lowres.runs.progress import problems
 from lowres.runs.status import failure_folder, status_of
 from lowres.runs.study import read_study

@@ -150,6 +150,21 @@ def test_a_trial_s_record_does_not_depend_on_interruptions(tmp_path):
     assert (tmp_path / "at once" / "predictions.parquet").read_bytes() == (tmp_path / "in parts" / "predictions.parquet").read_bytes()
 
 
+def test_a_reader_sees_every_trial_though_a_run_is_merged_while_it_reads(tmp_path, monkeypatch):
+    record = finished(tmp_path)
+    for part in ("_recorded", "_journal"):
+        def read(folder, read=getattr(records, part)):
+            found = read(folder)
+            if records.journalled(folder):
+                records.merge(folder, record)
+            return found
+
+        monkeypatch.setattr(records, part, read)
+    merge = records.merge
+    monkeypatch.setattr(records, "merge", lambda *given: (monkeypatch.undo(), merge(*given)))
+    assert list(records.read_trials(tmp_path)[0]) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("step", range(8))
 def test_a_merge_that_is_killed_at_any_point_loses_nothing(tmp_path, monkeypatch, step):
     """Killed before its file operation number `step`; then whoever comes next merges what there is."""

@@ -15,6 +15,7 @@ from math import inf
 import numpy as np
 import pandas as pd
 
+from lowres.analysis.collect import main_runs
 from lowres.analysis.statistics import Part
 from lowres.files import BadInput
 from lowres.runs.summary import UNTRAINED, interval
@@ -153,12 +154,9 @@ def relevant(trials: pd.DataFrame) -> list[Line]:
     if not len(trials):
         return []
     real = trials[~trials["embedded"]]
-    table = real if len(real) else trials
-    table = table[table["main"] & ~table["ablation"]]
+    table = main_runs(real if len(real) else trials)
     accuracy, mcc = (table[name] for name in UNTRAINED)
     table = table.assign(above=table["accuracy"] - np.fmax(table["constant"], accuracy), mcc_above=table["mcc"] - np.fmax(0, mcc))
-    if (table["fidelity"] == "as_described").any():
-        table = table[table["fidelity"] != "as_coded"]
     lines = []
     for key, run in table.groupby(KEYS, sort=False):
         settings = dict(zip(KEYS, key))

@@ -131,6 +131,14 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     return table
 
 
+def main_runs(trials: pd.DataFrame) -> pd.DataFrame:
+    """No ablations, of several settings of one choice the first, and of both fidelities as described, where the study has that."""
+    if not len(trials):
+        return trials
+    part = trials[trials["main"] & ~trials["ablation"]]
+    return part[part["fidelity"] != "as_coded"] if (part["fidelity"] == "as_described").any() else part
+
+
 def _machine(trial: dict[str, Any]) -> str:
     """What seconds depend on besides the work."""
     return ", ".join(str(trial.get("environment", {}).get(key, "")) for key in ("device", "threads", "precision", "compiled"))
@@ -206,7 +214,6 @@ class Predicted:
     bins: np.ndarray  # (BINS, 3): of the rows in a tenth of confidence, how many, their confidences' sum, how many were right
 
 
-@cache
 def read_predicted(folder: str, seed: int) -> dict[str, Predicted]:
     """By evaluation set; empty if the predictions are not at hand."""
     return _read_all(folder).get(seed, {})

@@ -14,12 +14,12 @@ from pandas.io.formats.style import Styler
 from lowres import files
 from lowres.analysis import statistics
 from lowres.analysis.claims import ACCURACY, Paired, paper_task
-from lowres.analysis.collect import EXERCISE, Collected
+from lowres.analysis.collect import EXERCISE, Collected, main_runs
 from lowres.analysis.published import difference
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
 from lowres.files import safe
-from lowres.runs.summary import RUN, accuracy_interval, printable, summary
+from lowres.runs.summary import RUN, accuracy_interval, ends, printable, summary
 from lowres.tasks.task_file import read_task
 
 MOST_LINES = 10  # of a table that a person reads
@@ -28,10 +28,8 @@ NOTHING = "No run of this study has results yet."
 
 
 def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the answer is about: no ablations, as described where the study has it, of several settings of one choice the first, one model."""
-    part = trials[~trials["ablation"] & trials["main"]]
-    if (part["fidelity"] == "as_described").any():
-        part = part[part["fidelity"] != "as_coded"]
+    """What the answer is about: the study's main runs, of one model, the one with the most results."""
+    part = main_runs(trials)
     return part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
 
 
@@ -40,7 +38,7 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
     A cell: mean accuracy over seeds with its 95 % interval, percent; an arrow where that is above both yardsticks.
     """
-    part = main_lines(trials) if len(trials) else trials
+    part = main_lines(trials)
     if not len(part):
         return pd.DataFrame(), NOTHING
     shots, model = most_shots(part), part["model"].iloc[0]
@@ -66,8 +64,7 @@ def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
         return ""
     low, high = accuracy_interval(here["accuracy"])
     above = low > np.nanmax([here["constant"].iloc[0], here["untrained"].iloc[0]])
-    ends = "" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * here['accuracy'].mean():.1f}{ends}" + (" ↑" if above else "")
+    return f"{100 * here['accuracy'].mean():.1f}{ends(low, high)}" + (" ↑" if above else "")
 
 
 def _yardstick(part: pd.DataFrame, sets: dict, name: str) -> list[str]:

@@ -20,11 +20,15 @@ from lowres.tasks.shots import Streams, close_draws, draw, fewest, in_common
 from lowres.tasks.task_file import TaskFile, read_task
 
 
-def make_prompts(p) -> None:
-    """Raises BadInput for an unlabelled pool that is too small, or a context that leaves no room for an input.
+def rehearse(p: Parameters) -> None:
+    """Makes the prompts of a method that has any, once, without weights. Raises BadInput for an unlabelled pool that is too small, or a
+    context that leaves no room for an input.
 
     Reads the task's rows only where the task file and `max_length` do not settle it.
     """
+    prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
+    if not (prompted and hasattr(p, "demonstrations")):
+        return
     from_pool = getattr(p, "inputs", "") == "pool"
     reader = without_weights(getattr(p, "teacher", "") or p.model)
     fits = p.demonstrations == 0 or _surely_fits(reader, read_task(p.task), p)
@@ -82,13 +86,6 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
             check_method(p)
         rehearse(p)
     return [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
-
-
-def rehearse(p: Parameters) -> None:
-    """Makes the prompts of a method that has any, once. Raises BadInput for what cannot be drawn or does not fit."""
-    prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
-    if prompted and hasattr(p, "demonstrations"):
-        make_prompts(p)
 
 
 def forget_files() -> None:

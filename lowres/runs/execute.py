@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,16 +17,14 @@ from pathlib import Path
 import nbformat
 
 from lowres import files, locks
-from lowres.files import ROOT, located, shown
+from lowres.files import ROOT, located, shown, without_secrets
 from lowres.runs import records
 from lowres.runs.process import NotebookResult, run_notebook
-from lowres.runs.records import as_yaml
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|COOKIE|API_?KEY|(^|_)(KEY|PASS|AUTH)(_|$)", re.I)
 
 
 def cleaned(notebook: Path, **marks: str) -> str:
@@ -52,17 +48,6 @@ def _shorten(output) -> None:
         length = len(content) if isinstance(content, str) else len(str(content))
         if length > (MOST_IMAGE if form.startswith("image/") else MOST):
             output.data[form] = f"[lowres: {length:,} characters of {form} are not kept]"
-
-
-def without_secrets(text: str) -> str:
-    """No folder of this machine, and no value of an environment variable whose name says that it is a secret."""
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 6 and not value.isdigit():
-            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", f"<{name}>", text)  # not inside words
-    for folder, name in ((ROOT, "."), (Path.home(), "~")):
-        if len(folder.parts) > 1:  # a home folder may be /
-            text = text.replace(str(folder), name)
-    return text
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,7 @@ def _moved_in(run: Run, folder: Path) -> NotebookResult:
     if kept := _too_few(run):
         return kept
     files.write_whole(run.folder / "run.ipynb", cleaned(folder / "run.ipynb"))
-    files.write_whole(run.folder / "parameters.yaml", as_yaml(run.parameters))
+    files.write_whole(run.folder / "parameters.yaml", records.as_yaml(run.parameters))
     records.merge(run.folder, json.loads(without_secrets(json.dumps(record))))
     failed = failure_folder(run)
     for file in failed.glob("*") if failed.is_dir() else []:
@@ -175,7 +160,7 @@ def keep_failure(run: Run, ended: NotebookResult, folder: Path | None, options: 
         files.write_whole(failed / "run.ipynb", cleaned(folder / "run.ipynb"))
     if folder and (folder / "kernel.log").is_file():
         files.write_whole(failed / "kernel.log", without_secrets((folder / "kernel.log").read_text(errors="replace")[-20_000:]))
-    files.write_whole(failed / "parameters.yaml", as_yaml(run.parameters))
+    files.write_whole(failed / "parameters.yaml", records.as_yaml(run.parameters))
     files.write_whole(failed / "error.txt", without_secrets(f"{ended.message}\n\n{ended.traceback}").rstrip() + "\n")
     files.write_json(failed / "failure.json", {
         "message": without_secrets(ended.message), "kind": ended.kind, "again": ended.again, "when": now(),

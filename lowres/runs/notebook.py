@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
 
 
-class Interrupted(Exception):
-    """The runner was asked to stop. What is finished is kept; `lowres run` continues after it."""
-
-
 class Run:
     """One executed notebook: its checked parameters, its task and backbone (loaded when first asked for), its finished trials, its record."""
 
@@ -82,9 +78,9 @@ class Run:
         self.load_seconds = time.perf_counter() - self.clock
         common = in_common(fewest(self.task.pool), self.parameters.shots)
         self._warn(common)
-        self.trials = []
+        self.trials, finished = [], self._finished() if self.folder else {}
         for seed in self.parameters.seeds:
-            found = self.folder and records.read_trial(self.folder, seed, self.fingerprint(seed))
+            found = finished.get(seed)
             result = found or self._made(trial, seed, common)
             self.trials.append(result)
             scores = ", ".join(f"{name} {scores['accuracy']:.3f}" for name, scores in result["sets"].items())
@@ -93,10 +89,8 @@ class Run:
         return self.trials
 
     def _made(self, trial: Callable[[int], Outcome], seed: int, common: float) -> dict[str, Any]:
-        if self.folder and not os.environ.get(locks.SCRATCH):
-            self._put_aside()
         if os.environ.get(locks.STOP) and Path(os.environ[locks.STOP]).exists():
-            raise Interrupted(f"before seed {seed}")
+            raise locks.Interrupted(f"before seed {seed}")
         self.meter = Meter()
         with self.meter.phase("trial"):
             outcome = trial(seed)
@@ -117,13 +111,15 @@ class Run:
         """Seconds, memory, parameters and operations, a line a trial."""
         return summary.cost(self.trials)
 
-    def _put_aside(self) -> None:
-        """Trials of other parameters that plain papermill finds in `output_dir`. (The runner has seen to them.)"""
+    def _finished(self) -> dict[int, dict[str, Any]]:
+        """The trials that count, by seed. Others that plain papermill finds in `output_dir` make room first. (The runner has seen to its own.)"""
         trials, faults = records.read_trials(self.folder)
-        counting = [seed for seed, trial in trials.items() if trial["fingerprint"] == self.fingerprint(seed)]
-        if faults or len(counting) < len(trials):
+        counting = {seed: trial for seed, trial in trials.items() if trial["fingerprint"] == self.fingerprint(seed)}
+        in_the_way = faults or len(counting) < len(trials)
+        if in_the_way and set(self.parameters.seeds) - set(counting) and not os.environ.get(locks.SCRATCH):
             with locks.locked(self.folder):
                 records.put_aside(self.folder, counting)
+        return counting
 
     def once(self, compute: Callable[[], Any]) -> Callable[[], Any]:
         """What all trials share: computed by the first that asks, its seconds charged to each that does."""

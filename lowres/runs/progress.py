@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from statistics import linear_regression, mean
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -16,10 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lowres import locks
+from lowres.files import without_secrets
 from lowres.runs import records
-from lowres.runs.execute import Result, without_secrets
 from lowres.runs.status import STATES, Status, counts, remaining
 from lowres.runs.study import Run, Study
+
+if TYPE_CHECKING:
+    from lowres.runs.execute import Result  # with papermill and Jupyter behind it, for which `lowres status` need not wait
 
 
 class TimeLeft:

@@ -119,8 +119,8 @@ def read_trials(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int
 
     A trial counts if its predictions are whole. Loads no parquet, but where a record and its predictions do not belong together.
     """
+    newer, damaged = _journal(folder)  # first: a merge that happens meanwhile has them in the record before they leave the journal
     trials, faults = _recorded(folder)
-    newer, damaged = _journal(folder)
     trials |= newer
     return trials, {seed: fault for seed, fault in {**faults, **damaged}.items() if seed not in trials}
 
@@ -181,10 +181,9 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     """The predictions of all of a run's trials that count, by trial."""
     import pandas as pd
 
-    trials = read_trials(folder)[0]
-    kept = _by_trial(folder / PREDICTIONS) if (folder / PREDICTIONS).is_file() else {}
-    late = {seed: pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet") for seed in _journal(folder)[0]}
-    parts = {seed: part for seed, part in {**kept, **late}.items() if seed in trials}
+    recorded, newer = _recorded(folder)[0], _journal(folder)[0]
+    parts = {seed: part for seed, part in _by_trial(folder / PREDICTIONS).items() if seed in recorded} if recorded else {}
+    parts |= {seed: pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet") for seed in newer}
     return pd.concat([parts[seed] for seed in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -210,13 +209,14 @@ def put_aside(folder: Path, keep: Iterable[int]) -> Path | None:
 
     To be called by the lock's owner. Returns where it went; None if there was nothing to move.
     """
-    trials, keep = read_trials(folder)[0], set(keep)
-    rest = [seed for seed in journalled(folder) if seed not in keep]
+    keep, journal = set(keep), set(journalled(folder))
+    rest = sorted(journal - keep)
     if not rest and not any((folder / name).exists() for name in (*RUN_FILES, PREDICTIONS)):
         return None
-    for seed, part in _by_trial(folder / PREDICTIONS).items() if keep - set(journalled(folder)) else ():
-        if seed in keep and seed in trials and seed not in journalled(folder):
-            write_trial(folder, trials[seed], part)
+    recorded = {seed: trial for seed, trial in _recorded(folder)[0].items() if seed in keep - journal}
+    parts = _by_trial(folder / PREDICTIONS) if recorded else {}
+    for seed, trial in recorded.items():
+        write_trial(folder, trial, parts[seed])
     aside = folder / "aside" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     adapters = [place for place in folder.glob("adapters/seed-*") if int(place.name[5:]) not in keep]
     moved = [folder / JOURNAL / f"seed-{seed}.{form}" for seed in rest for form in ("json", "parquet")]

@@ -50,6 +50,16 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return trials.groupby(by, sort=False).apply(one, include_groups=False).reset_index()
 
 
+def against_constant(row: pd.Series) -> str:
+    """How accuracy's interval stands to the constant prediction: above, below, or not told from it."""
+    return "above" if row["low"] > row["constant"] else "below" if row["high"] < row["constant"] else "not told from"
+
+
+def ends(low: float, high: float) -> str:
+    """An interval of shares in percent, ' [43.4, 49.1]'; '' where there is none."""
+    return "" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def verdict(row: pd.Series) -> str:
     """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
 
@@ -59,7 +69,7 @@ def verdict(row: pd.Series) -> str:
     if np.isnan(row["low"]):
         return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
     above, tells = row["low"] > row["constant"], row["mcc low"] > 0
-    reading = "above constant" if above else "below constant" if row["high"] < row["constant"] else "not told from constant"
+    reading = f"{against_constant(row)} constant"
     reading += ", MCC above 0" if tells and not above else ""
     before, before_mcc = (row.get(name, np.nan) for name in UNTRAINED)
     learnt = row["low"] > np.fmax(row["constant"], before) or row["mcc low"] > np.fmax(0, before_mcc)
@@ -72,7 +82,7 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     shown["accuracy, % [95 % interval]"] = [
-        percent(a) + (f" [{percent(low)}, {percent(high)}]" if not np.isnan(low) else " [no interval]")
+        percent(a) + (ends(low, high) or " [no interval]")
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
     ]
     shown["constant, %"] = table["constant"].map(percent)
@@ -97,14 +107,13 @@ def headline(trials: list[dict]) -> list[str]:
     """The answer of a run, a line an evaluation set: accuracy with its interval, how it stands to the constant answer, trials, time."""
     lines = []
     for _, row in summary(records.as_table({"trials": trials}), ["set", "domain"]).iterrows() if trials else ():
-        low, high, constant = (100 * row[key] for key in ("low", "high", "constant"))
-        against = ("no interval from " + ("one trial" if row["trials"] == 1 else "equal trials") if np.isnan(low)
-                   else "above" if low > constant else "below" if high < constant else "not told from")
-        ends = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-        compared = f"{against}; the constant answer has {constant:.1f}" if np.isnan(low) else f"{against} the constant answer ({constant:.1f})"
+        measured, constant = ends(row["low"], row["high"]), f"{100 * row['constant']:.1f}"
+        few = "one trial" if row["trials"] == 1 else "equal trials"
+        compared = f"{against_constant(row)} the constant answer ({constant})" if measured else \
+            f"no interval from {few}; the constant answer has {constant}"
         count = f"{int(row['trials'])} trial{'s' * (row['trials'] > 1)}, {row['seconds']:.0f} s each"
         where = "in domain" if row["domain"] == "in" else "out of domain"
-        lines.append(f"**{100 * row['accuracy']:.1f} %**{ends} on {safe(row['set'])} ({where}), {compared}, {count}")
+        lines.append(f"**{100 * row['accuracy']:.1f} %**{measured} on {safe(row['set'])} ({where}), {compared}, {count}")
     return lines
 
 

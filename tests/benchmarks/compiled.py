@@ -35,9 +35,13 @@ def start(model: str, scratch: Path) -> tuple[float, float]:
     """Seconds that compiling adds to the first step and the first evaluation: of the first process on a machine, and of a later one."""
     call = [sys.executable, "-c", f"from tests.benchmarks import compiled; compiled.added({model!r})"]
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(scratch / "compiled")}
-    first, later = (float(subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
-                    for _ in range(2))
-    return first, later
+    def measured() -> float:
+        ended = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if ended.returncode:
+            raise RuntimeError(f"compiling in a process of its own failed: {ended.stderr}")
+        return float(ended.stdout.split()[-1])
+
+    return measured(), measured()
 
 
 def added(model: str) -> None:

@@ -73,8 +73,9 @@ def only_sleeping(folder: Path, study: Study) -> str:
     cells.cells[1:] = [nbformat.v4.new_code_cell(
         f"import os, shutil, time\nfrom pathlib import Path\ntime.sleep({SLEEP})\n"
         f"made = os.path.join({str(ready)!r}, *output_dir.split('/')[-4:])\n"
-        f"from lowres.runs import records\nfor seed, trial in records.read_trials(made)[0].items():\n"
-        f"    records.write_trial(Path(output_dir), trial, records.read_predictions(Path(made)))\n"
+        f"from lowres.runs import records\npredictions = records.read_predictions(Path(made))\n"
+        f"for seed, trial in records.read_trials(made)[0].items():\n"
+        f"    records.write_trial(Path(output_dir), trial, predictions[predictions['trial'] == seed])\n"
         f"shutil.copy(os.path.join(made, 'record.json'), os.environ[{SCRATCH!r}])")]
     nbformat.write(cells, notebook)
     return str(notebook.parent)
