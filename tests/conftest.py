@@ -1,5 +1,6 @@
 """Tiny random models and a tokenizer, made on the spot: no test needs a network."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
-from lowres.files import BadInput
+from lowres.files import ROOT, BadInput
 from lowres.models.backbone import load_backbone
 from lowres.models.compiling import check_compiler
 from lowres.tasks.load import load_task
@@ -67,6 +68,39 @@ def can_compile() -> None:
 LLAMA_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
                "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 OPT_SHAPE = {"num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 256, "pad_token_id": 1}
+
+
+# What the slow tests guard: compiled layers, adapters, the statistics' simulation, a whole site. They run when one of these has
+# changed since all of them passed; what passed is noted in SLOW_PASSED.
+GUARDED = ("lowres/models", "lowres/methods/training.py", "lowres/methods/evaluation.py", "lowres/methods/layers_and_corpus.py",
+           "lowres/analysis/statistics.py", "lowres/analysis/claims.py", "lowres/site", "requirements.lock")
+SLOW_PASSED = ROOT / "tests" / "slow_passed.txt"
+
+
+def guarded() -> str:
+    """A checksum of what the slow tests guard, and of themselves."""
+    digest = hashlib.sha256()
+    tests = [path for path in (ROOT / "tests").glob("test_*.py") if "mark.slow" in path.read_text(encoding="utf-8")]
+    for path in sorted([*tests, *(file for name in GUARDED for file in ((ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name]))]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--slow", action="store_true", help="the slow tests, too, whatever has changed")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    passed = SLOW_PASSED.is_file() and SLOW_PASSED.read_text().strip() == guarded()
+    if passed and not config.getoption("--slow") and "slow" not in config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if session.config.getoption("--slow") and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+        SLOW_PASSED.write_text(guarded() + "\n")
 
 
 @pytest.fixture(scope="session")

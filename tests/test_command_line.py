@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lowres.__main__ import RunOptions, command_again
+from lowres.__main__ import RunOptions, command_again, main
 from lowres.files import ROOT
+from lowres.runs.checks import check_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 
@@ -19,10 +20,26 @@ GOOD = {
 }
 
 
-def lowres(*words: str, code: int = 0) -> str:
+def own_process(*words: str, code: int = 0) -> str:
     ended = subprocess.run([sys.executable, "-m", "lowres", *words], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def lowres(monkeypatch, capsys):
+    """The same within this process, which has imported everything already."""
+    monkeypatch.setattr("lowres.__main__._check", check_study)
+
+    def call(*words: str, code: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["lowres", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = "".join(capsys.readouterr())
+        assert (ended.value.code or 0) == code, said
+        return said
+
+    return call
 
 
 @pytest.fixture
@@ -53,7 +70,7 @@ def write_study(tmp_path, tiny_llama):
     ({"methods": [{"method": "pbft", "set": {"label_words": "yesno"}}]}, "label_words: there is no 'yesno' (did you mean \"yes_no\"?)"),
     ({"methods": [{"method": "vanilla"}, {"method": "vanilla"}]}, "two runs would share the folder"),
 ])
-def test_a_faulty_study_is_told_in_one_sentence_and_nothing_is_written(write_study, tmp_path, changes, message):
+def test_a_faulty_study_is_told_in_one_sentence_and_nothing_is_written(lowres, write_study, tmp_path, changes, message):
     study = write_study(**changes)
     before = sorted(tmp_path.rglob("*"))
     said = lowres("run", study, "--outputs", str(tmp_path / "outputs"), code=2)
@@ -61,7 +78,12 @@ def test_a_faulty_study_is_told_in_one_sentence_and_nothing_is_written(write_stu
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_label_words_of_several_tokens_are_refused_before_the_model_loads(write_study, tmp_path):
+def test_a_fault_is_told_the_same_way_by_a_process_of_its_own(write_study, tmp_path):
+    said = own_process("run", write_study(set={"model": "smollm2"}), "--outputs", str(tmp_path / "outputs"), code=2)
+    assert said.startswith("lowres: ") and said.count("\n") == 1 and not (tmp_path / "outputs").exists()
+
+
+def test_label_words_of_several_tokens_are_refused_before_the_model_loads(lowres, write_study, tmp_path):
     task = yaml.safe_load((ROOT / "parameters/tasks/grammar.yaml").read_text())
     task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": " unacceptable"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
@@ -69,7 +91,7 @@ def test_label_words_of_several_tokens_are_refused_before_the_model_loads(write_
     assert "is one token" not in said and "tokens (" in said and "label_words" in said
 
 
-def test_check_says_what_a_good_file_holds(write_study):
+def test_check_says_what_a_good_file_holds(lowres, write_study):
     assert "2 runs, 2 trials: nothing is wrong with it" in lowres("check", write_study())
     assert "the parameters of pbft: nothing is wrong" in lowres("check", "parameters/methods/pbft.yaml")
     assert "pool 2,400" in lowres("check", "parameters/tasks/grammar.yaml")
@@ -99,7 +121,7 @@ def test_status_plans_and_classifies_without_torch(write_study):
 
 def test_a_run_of_a_small_study_ends_with_where_to_read_it(write_study, tmp_path):
     study, outputs = write_study(), tmp_path / "outputs"
-    said = lowres("run", study, "--outputs", str(outputs))
+    said = own_process("run", study, "--outputs", str(outputs))
     assert "analysis.ipynb" in said
     statuses = all_statuses(read_study(study, outputs=str(outputs)))
     assert [status.state for status in statuses] == ["done", "done"]

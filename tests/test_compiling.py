@@ -62,6 +62,7 @@ def a_trial(backbone, way: str, seed: int = 0) -> tuple[list[float], np.ndarray]
     return losses, predict(backbone, head, {"unseen": unseen})["unseen"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["all weights", "top layers", *ADAPTERS])
 def test_losses_and_predictions_are_those_of_layers_that_are_not_compiled(pair, way):
     before = graphs()
@@ -72,6 +73,7 @@ def test_losses_and_predictions_are_those_of_layers_that_are_not_compiled(pair, 
     np.testing.assert_allclose(compiled_logits, logits, atol=TOLERANCE["float32"])
 
 
+@pytest.mark.slow
 def test_a_second_trial_builds_nothing_anew_and_repeats_to_the_last_digit(pair):
     (losses, logits), before = a_trial(pair[1], "all weights"), graphs()
     again, anew = a_trial(pair[1], "all weights")
@@ -79,6 +81,7 @@ def test_a_second_trial_builds_nothing_anew_and_repeats_to_the_last_digit(pair):
     assert losses == again and np.array_equal(logits, anew)
 
 
+@pytest.mark.slow
 def test_under_autocast_they_agree_within_its_rounding_and_compiling_is_told_apart(tiny_llama):
     (losses, logits), meter = a_trial(load_backbone(tiny_llama, "cpu", "bfloat16"), "all weights"), Meter()
     with meter.phase("train"):
@@ -88,6 +91,7 @@ def test_under_autocast_they_agree_within_its_rounding_and_compiling_is_told_apa
     np.testing.assert_allclose(compiled_logits, logits, atol=TOLERANCE["bfloat16"])
 
 
+@pytest.mark.slow
 def test_behind_a_context_nothing_is_compiled_and_all_is_the_same(pair):
     context, ids, before = list(range(20, 60)), texts("cola", 10, 300), graphs()
     found = [predict(backbone, Classifier(backbone, 2, 0), {"all": inputs(ids)}, backbone.encode_context(context))["all"]
@@ -96,6 +100,7 @@ def test_behind_a_context_nothing_is_compiled_and_all_is_the_same(pair):
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lengths_that_were_never_seen_build_nothing_anew(pair):
     pair[1].restore()
     head, before = Classifier(pair[1], 2, 0), None

@@ -26,6 +26,8 @@ OPTIONS = {  # what a type wants at the tiny models' sizes
     "C3A": {"block_size": 16}, "VBLORA": {"vector_length": 16, "num_vectors": 8}, "WAVEFT": {"n_frequency": 20}, "FOURIERFT": {"n_frequency": 20},
 }
 
+OFTEN = ("LORA", "BITFIT", "PROMPT_TUNING", "PREFIX_TUNING")  # one of each kind; the others take a minute
+
 
 def parameters(model="smollm2-135m", **given):
     return validated("lora", {"model": str(model), "epochs": 1, **given}, "test")
@@ -66,7 +68,7 @@ def test_with_b_zero_the_logits_are_the_backbones_exactly(tiny_model):
     assert not torch.equal(hidden(backbone), before)
 
 
-@pytest.mark.parametrize("peft_type", PEFT_TYPES)
+@pytest.mark.parametrize("peft_type", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in PEFT_TYPES])
 def test_each_type_is_pefts_own_function_and_leaves_no_trace(tiny_llama, tiny_opt, peft_type):
     backbone = backbone_of(tiny_opt if peft_type == "BITFIT" else tiny_llama)
     before, weights = hidden(backbone), copy.deepcopy(backbone.model.state_dict())

@@ -151,17 +151,19 @@ def test_a_trial_s_record_does_not_depend_on_interruptions(tmp_path):
 
 
 def test_a_reader_sees_every_trial_though_a_run_is_merged_while_it_reads(tmp_path, monkeypatch):
-    record = finished(tmp_path)
-    for part in ("_recorded", "_journal"):
-        def read(folder, read=getattr(records, part)):
+    record, once = finished(tmp_path), []
+
+    def merged_after(read):
+        def part(folder):
             found = read(folder)
-            if records.journalled(folder):
-                records.merge(folder, record)
+            if not once:
+                once.append(records.merge(folder, record))
             return found
 
-        monkeypatch.setattr(records, part, read)
-    merge = records.merge
-    monkeypatch.setattr(records, "merge", lambda *given: (monkeypatch.undo(), merge(*given)))
+        return part
+
+    for part in (records._recorded, records._journal):
+        monkeypatch.setattr(records, part.__name__, merged_after(part))
     assert list(records.read_trials(tmp_path)[0]) == [0, 1, 2]
 
 
