@@ -1,4 +1,4 @@
-# make quickstart: real few-shot fine-tuning in about ten minutes. make test: the tests. Each sets up all that it needs in .venv (bootstrap.py).
+# make quickstart: real few-shot fine-tuning in minutes. make test: the tests. Each sets up all that it needs in .venv (bootstrap.py).
 PYTHON ?= python3
 READY = .venv/.ready
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.markup import escape
 
 from lowres.files import BadInput, located, shown
 from lowres.runs.progress import problems, summary
@@ -125,9 +126,27 @@ def _summed_up(order: RunOptions, study: Study, statuses: list[Status], interrup
         print(f"Interrupted; nothing that was finished is lost. To continue: {command_again(order)}")
         return INTERRUPTED
     if (study.folder / "analysis.ipynb").is_file():
+        _show_answer(study)
         folder = shown(study.folder)
         print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
     return ALL_DONE if states["done"] == len(statuses) and not message else SOME_FAILED
+
+
+def _show_answer(study: Study) -> None:
+    """The study's answer, small enough for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lowres.analysis.collect import collect_study
+    from lowres.analysis.tables import at_a_glance
+
+    console = Console(highlight=False)
+    for title, lines, found in at_a_glance(collect_study(study).trials):
+        table = Table(*lines.columns, title=escape(title), title_justify="left")
+        for row in lines.itertuples(index=False):
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+        console.print(found, markup=False)
 
 
 def _listed(found: dict[str, int]) -> str:
@@ -235,11 +254,17 @@ def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
 
 @app.command()
 def prepare() -> None:
-    """Makes the embedded model's weights ready, once per user (20 seconds, 538 MB)."""
+    """Makes the embedded model (538 MB) and the sentences of the task `sentiment` (1.7 MB) ready, once per user, in half a minute."""
     from lowres.models.identity import EMBEDDED
     from lowres.models.weights import resolve
+    from lowres.tasks import sentiment
 
+    print(f"{EMBEDDED}: its weights are made ready …", flush=True)
     print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
+    try:
+        print(f"sentiment: {shown(sentiment.prepare())}")
+    except BadInput as error:  # all other tasks can be run without it
+        print(f"lowres: {error}", file=sys.stderr)
 
 
 @app.command()

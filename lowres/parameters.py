@@ -38,7 +38,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
     model: str = Field("smollm2-135m", min_length=1, description="backbone: smollm2-135m, a folder, or a hub id[@revision]")
-    task: str = Field("grammar", min_length=1, description="a file of parameters/tasks by its name, or by its path")
+    task: str = Field("sentiment", min_length=1, description="a file of parameters/tasks by its name, or by its path")
     data_dir: str = Field("", description="folder with the task's files; empty: the task's hub or embedded source")
     shots: int = Field(16, ge=1, description="labelled examples per class")
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1], min_length=1, description="one trial each")
@@ -255,8 +255,31 @@ class Distillation(Trained):
         return value
 
 
+class Baselines(Parameters):
+    """What a practitioner would try first: logistic regression on frozen states or on counted words, or another program's answers."""
+
+    classifier: Literal["probe", "tfidf", "brought"] = Field("probe", description="probe: on the frozen last state; tfidf: on words; brought: a file")
+    pattern: str = Field("", description="probe: a pattern of the task file by its name; empty: its first")
+    predictions: str = Field("", validate_default=True, description="brought: a table with set, row and label, or a probability a label")
+
+    @field_validator("pattern")
+    @classmethod
+    def _probes_read_patterns(cls, pattern: str, others: ValidationInfo) -> str:
+        if pattern and others.data.get("classifier") != "probe":
+            raise ValueError("it would have no effect: only classifier = probe reads the text in a pattern")
+        return pattern
+
+    @field_validator("predictions")
+    @classmethod
+    def _brought_from_a_file(cls, predictions: str, others: ValidationInfo) -> str:
+        if bool(predictions) != (others.data.get("classifier") == "brought"):
+            raise ValueError("a file goes with classifier = brought, and with nothing else")
+        return predictions
+
+
 METHODS: dict[str, type[Parameters]] = {
     "vanilla": Vanilla, "pbft": PBFT, "adaptive": Adaptive, "lora": LoRA, "in_context": InContext, "distillation": Distillation,
+    "baselines": Baselines,
 }
 # Parameters that say where and on what to compute, not what: they change no result that is compared.
 WHEREABOUTS = {"data_dir", "output_dir", "device", "seeds", "precision", "compiled"}

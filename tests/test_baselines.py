@@ -12,6 +12,9 @@ from sklearn.preprocessing import StandardScaler
 from lowres.files import BadInput
 from lowres.methods import baselines
 from lowres.models.batches import encode
+from lowres.models.identity import weights
+from lowres.parameters import validated
+from lowres.runs.checks import check_method
 from lowres.tasks.shots import draw
 
 
@@ -19,12 +22,12 @@ def test_the_probe_is_logistic_regression_on_the_scaled_last_hidden_states(tiny_
     backbone, shots = backbone_of(tiny_opt), draw(task.pool, 8, 0)
     pattern = task.file.pattern("")
     inputs = {"shots": encode(backbone, shots, pattern, 64), **{name: encode(backbone, rows, pattern, 64) for name, rows in task.evaluation.items()}}
-    states = baselines.states(backbone, inputs)
+    states = {name: baselines.states(backbone, part) for name, part in inputs.items()}
     own = backbone.model.eval()(input_ids=torch.tensor([inputs["shots"].ids[0]]), output_hidden_states=True)
     assert np.allclose(states["shots"][0], own.hidden_states[-1][0, -1].detach(), atol=1e-4), "transformers' own last state"
     answers = baselines.answers(classifier := baselines.probe().fit(states.pop("shots"), shots["label"]), states)
-    scale = StandardScaler().fit(baselines.states(backbone, {"shots": inputs["shots"]})["shots"])
-    by_hand = LogisticRegression(max_iter=1000).fit(scale.transform(baselines.states(backbone, {"shots": inputs["shots"]})["shots"]), shots["label"])
+    scale = StandardScaler().fit(baselines.states(backbone, inputs["shots"]))
+    by_hand = LogisticRegression(max_iter=1000).fit(scale.transform(baselines.states(backbone, inputs["shots"])), shots["label"])
     for name, part in states.items():
         assert np.allclose(answers[name], by_hand.predict_log_proba(scale.transform(part)), atol=1e-5)
         assert answers[name].shape == (len(task.evaluation[name]), 2) and np.allclose(np.exp(answers[name]).sum(axis=1), 1, atol=1e-5)
@@ -49,10 +52,11 @@ def answered(task, **columns) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sample(frac=1, random_state=0).assign(**columns)
 
 
-def told(task, table: pd.DataFrame, tmp_path, seed: int = 0) -> dict[str, np.ndarray]:
+def told(task, table: pd.DataFrame, tmp_path, seed: int = 0, **asked) -> dict[str, np.ndarray]:
     path = tmp_path / "answers.csv"
     table.to_csv(path, index=False)
-    return baselines.brought(str(path), task, task, seed)
+    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path), **asked}, "test")
+    return baselines.brought(p, task, seed)
 
 
 def test_brought_labels_are_found_by_set_and_row_whatever_their_order(task, tmp_path):
@@ -81,7 +85,8 @@ def test_a_row_that_a_cut_evaluation_leaves_out_may_be_there_and_one_that_is_now
     few = type(task)(task.file, task.pool, {name: rows.iloc[:5] for name, rows in task.evaluation.items()})
     path = tmp_path / "answers.csv"
     answered(task).to_csv(path, index=False)
-    assert baselines.brought(str(path), few, task, 0)["in_domain"].shape == (5, 2)
+    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path)}, "test")
+    assert baselines.brought(p, few, 0)["in_domain"].shape == (5, 2)
     table = answered(task)
     table.loc[table["set"] == "in_domain", "row"] += 1_000_000
     with pytest.raises(BadInput, match="set in_domain: there is no row 1000"):
@@ -103,3 +108,22 @@ def test_what_is_missing_doubled_or_unknown_is_one_sentence(task, tmp_path, spoi
     with pytest.raises(BadInput, match=said) as error:
         told(task, spoil(answered(task)), tmp_path)
     assert "answers.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_answers_that_are_nowhere_are_told_before_anything_is_loaded(tmp_path):
+    with pytest.raises(BadInput, match="predictions: there is no file .*nothing.csv"):
+        check_method(validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(tmp_path / "nothing.csv")}, "test"))
+
+
+@pytest.mark.parametrize("asked", [{"classifier": "brought"}, {"predictions": "answers.csv"}, {"classifier": "tfidf", "pattern": "plain"}])
+def test_a_parameter_that_would_have_no_effect_is_refused(asked):
+    with pytest.raises(BadInput, match="baselines"):
+        validated("baselines", asked, "baselines.yaml")
+
+
+def test_other_answers_are_other_trials(tmp_path):
+    (path := tmp_path / "answers.csv").write_text("one")
+    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path)}, "test")
+    before = weights(p)
+    path.write_text("another")
+    assert weights(p) != before

@@ -30,6 +30,7 @@ SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", 
 CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
 # A mixture of these in one study is reported.
 ENVIRONMENT = ("precision", "compiled", "threads", "device", "python", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
+TOYS = ("grammar", "entailment")  # embedded tasks of this project's own making
 EXERCISE = "These tasks are made by this project, for learning the tool: **nothing here is a verdict about the paper or about a method.**"
 
 
@@ -114,7 +115,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
         labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
                   **settings, "group": group, "main": group not in listed,
-                  "ablation": len(p.seeds) < most[_place(run)], "embedded": bool(read_task(p.task).embedded),
+                  "ablation": len(p.seeds) < most[_place(run)], "embedded": read_task(p.task).embedded in TOYS,
                   "folder": str(run.folder)}
         listed.add(group)
         if trials:

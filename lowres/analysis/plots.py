@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context")
-COLOURS = dict(zip(METHODS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161")))  # seaborn's palette "colorblind"
-MARKERS = dict(zip(METHODS, "osD^vP"))  # readable in grey, too
+METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context", "baselines")
+COLOURS = dict(zip(METHODS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4")))  # seaborn's palette "colorblind"
+MARKERS = dict(zip(METHODS, "osD^vPX"))  # readable in grey, too
 FILLED = ("full", "none", "left", "bottom", "right", "top")
 DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}

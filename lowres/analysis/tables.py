@@ -23,6 +23,7 @@ from lowres.runs.summary import RUN, accuracy_interval, ends, printable, summary
 from lowres.tasks.task_file import read_task
 
 MOST_LINES = 10  # of a table that a person reads
+TFIDF = ("baselines", "classifier=tfidf")
 SENTENCE = 30  # characters from which a cell may take more than one line
 NOTHING = "No run of this study has results yet."
 
@@ -56,6 +57,45 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(order) > len(best):
         said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
     return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
+
+
+def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """For each task what a terminal has room for: its name and shots, a table (method, in domain, out of domain, seconds; the yardsticks first,
+    the best method next), and a sentence on who is above constant answer, untrained model and TF-IDF.
+
+    Out of domain is the mean over the sets. Accuracy in percent with its 95 % interval over seeds.
+    """
+    if not len(lines := main_lines(trials)):
+        return []
+    (lines, _), model = at_most_shots(lines), lines["model"].iloc[0]
+    return [(f"{task}, {most_shots(part)} examples per class, {model}", *_glance(part)) for task, part in lines.groupby("task", sort=False)]
+
+
+def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    domains = {"in": "in domain", "out": "out of domain"}
+    bars = part.groupby("domain")[["constant", "untrained"]].mean().T.to_dict()
+    rows, above = [], {domain: [] for domain in domains}
+    each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")}
+            for key, run in part.groupby(["method", "variant"], sort=False)}
+    counted = {domain: each[TFIDF][domain].mean() for domain in each[TFIDF]} if TFIDF in each else {}
+    seconds = part.drop_duplicates(["method", "variant", "seed"]).groupby(["method", "variant"])["seconds"].mean()
+    for key in sorted(each, key=lambda key: -np.mean([scores.mean() for scores in each[key].values()])):
+        name, cells = f"{key[0]} {key[1].replace(',', ', ')}".strip(), []
+        for domain in domains:
+            scores = each[key].get(domain, pd.Series(dtype=float))
+            low, high = accuracy_interval(scores)
+            cells.append(f"{100 * scores.mean():.1f}{ends(low, high)}" if len(scores) else "")
+            if key != TFIDF and len(scores) and low > np.nanmax([*bars[domain].values(), counted.get(domain, 0)]):
+                above[domain].append(name)
+        rows.append([name, *cells, f"{seconds[key]:.0f}"])
+    for name, title in (("untrained", "untrained model"), ("constant", "constant answer")):
+        cells = [bars.get(domain, {}).get(name, np.nan) for domain in domains]
+        if not np.isnan(cells).all():
+            rows.insert(0, [title, *("" if np.isnan(cell) else f"{100 * cell:.1f}" for cell in cells), ""])
+    said = [f"{title}: {', '.join(above[domain]) or 'none'}" for domain, title in domains.items() if domain in bars]
+    yardsticks = "the constant answer, the untrained model" + (" and TF-IDF" if counted else "")
+    return (pd.DataFrame(rows[:MOST_LINES], columns=["", *domains.values(), "s a trial"]),
+            f"Shown to be above {yardsticks}, {'; '.join(said)}.")
 
 
 def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from lowres.files import BadInput, located, near, shown
 from lowres.methods.evaluation import last_states
 from lowres.models.batches import Inputs
-from lowres.tasks.load import Task, read_table
+from lowres.tasks.load import Task, load_task, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,10 +36,13 @@ def tfidf() -> Pipeline:
     return make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
 
 
-def states(backbone, sets: dict[str, Inputs]) -> dict[str, np.ndarray]:
-    """The frozen backbone's final hidden state at each text's last token: (rows, width), by set."""
-    found = last_states(backbone, [ids for inputs in sets.values() for ids in inputs.ids]).cpu().numpy()
-    return dict(zip(sets, np.split(found, np.cumsum([len(inputs) for inputs in sets.values()])[:-1])))
+CLASSIFIERS = {"probe": probe, "tfidf": tfidf}
+NO_BACKBONE = {"parameters": 1, "flops": 0.0}  # of a trial that a backbone has no part in
+
+
+def states(backbone, inputs: Inputs) -> np.ndarray:
+    """The frozen backbone's final hidden state at each text's last token: (rows, width)."""
+    return last_states(backbone, inputs.ids).cpu().numpy()
 
 
 def joined(rows: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -58,14 +61,15 @@ def weights(classifier: Pipeline) -> int:
     return regression.coef_.size + regression.intercept_.size
 
 
-def brought(path: str, task: Task, whole: Task, seed: int) -> dict[str, np.ndarray]:
+def brought(p, task: Task, seed: int) -> dict[str, np.ndarray]:
     """Another program's answers as logits (rows, labels) by set, from a table with the columns `set` and `row` (the row's number in its file,
     from 0) and either `label` or a probability for each label under its name; with a column `trial`, those of this `seed`.
 
-    `whole` is the task with all of its rows: answers to those that `task` leaves out may be there. Raises BadInput for a set, row or
+    Answers to rows that `p.evaluation_rows` leaves out may be there. Raises BadInput for a set, row or
     label that is unknown, missing or there twice, or numbers that are no probabilities.
     """
-    table, where = read_table(located(path)), shown(located(path))
+    path = located(p.predictions)
+    table, where, whole = read_table(path), shown(path), load_task(p.task, p.data_dir, 0, p.also_evaluate)
     for column in KEYS:
         if column not in table:
             raise BadInput(f"{where}: column {column!r} is missing{near(column, table.columns)}")

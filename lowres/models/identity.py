@@ -35,9 +35,12 @@ def identity(name: str) -> str | None:
 
 
 def weights(parameters) -> str | None:
-    """What all of a run's weights are known by: the model's, and a larger teacher's. None if one of them is not at hand."""
+    """What all of a run's weights are known by: the model's, a larger teacher's, the answers of another program. None if one is not at hand."""
     names = [parameters.model, *filter(None, [getattr(parameters, "teacher", "")])]
     found = [identity(name) for name in names]
+    if brought := getattr(parameters, "predictions", ""):
+        path = located(brought)
+        found.append(hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None)
     return None if None in found else " taught by ".join(found)
 
 

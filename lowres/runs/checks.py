@@ -118,6 +118,9 @@ def check_method(p: Parameters) -> None:
         from lowres.methods.distillation import check_distillation
 
         check_distillation(p, read_task(p.task))
+    if brought := getattr(p, "predictions", ""):
+        if not located(brought).is_file():
+            raise BadInput(f"predictions: there is no file {shown(located(brought))}")
     if hasattr(p, "train_layers"):
         from lowres.methods import layers_and_corpus
 

@@ -53,7 +53,7 @@ class FingerprintInputs:
 
     def __init__(self) -> None:
         self._data: dict[tuple[str, tuple[str, ...], str], dict[str, str] | None] = {}
-        self._weights: dict[tuple[str, str], str | None] = {}
+        self._weights: dict[tuple[str, ...], str | None] = {}
         self._any_failed: bool | None = None
         self._code: dict[str, str] = {}
 
@@ -75,7 +75,7 @@ class FingerprintInputs:
 
     def weights(self, parameters: Parameters) -> str | None:
         """None where a model's folder is not at hand."""
-        key = (parameters.model, getattr(parameters, "teacher", ""))
+        key = (parameters.model, getattr(parameters, "teacher", ""), getattr(parameters, "predictions", ""))
         if key not in self._weights:
             self._weights[key] = weights(parameters)
         return self._weights[key]
