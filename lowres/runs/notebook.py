@@ -254,15 +254,15 @@ def _assigned(source: str) -> set[str] | None:
     return names if body else None
 
 
-def start(method: str, values: dict[str, Any], notebook: str = "") -> Run:
+def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any) -> Run:
     """Checks the parameters of a method's notebook, or of another `notebook` that takes the same, before anything is loaded.
 
-    `values` are its globals. What was read from files before is read anew. Raises BadInput.
+    `values` are its globals, `fixed` what the notebook itself decides. What was read from files before is read anew. Raises BadInput.
     """
     names = parameter_names(values)
     _asked_last["names"] = names
     forget_files()
-    given = {key: values[key] for key in names if key in values}
+    given = {key: values[key] for key in names if key in values} | fixed
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
     check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
