@@ -11,9 +11,9 @@ quickstart: $(READY)
 test: $(READY)
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
-# With those that take minutes, such as every type of adapter and every compilation, whatever has changed since they passed.
-test-all: $(READY)
-	.venv/bin/python -m pytest -n 2 --dist loadfile --slow
+# And those that take minutes, such as every type of adapter and every compilation, one at a time, whatever has changed since they passed.
+test-all: test
+	.venv/bin/python -m pytest -m slow
 
 # What a stranger's first minutes are like: a clone, a new HOME, the public package index alone. Notes what passed for the next time.
 test-setup:

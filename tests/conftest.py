@@ -86,20 +86,17 @@ def guarded() -> str:
     return digest.hexdigest()
 
 
-def pytest_addoption(parser) -> None:
-    parser.addoption("--slow", action="store_true", help="the slow tests, too, whatever has changed")
-
-
 def pytest_collection_modifyitems(config, items) -> None:
     passed = SLOW_PASSED.is_file() and SLOW_PASSED.read_text().strip() == guarded()
-    if passed and not config.getoption("--slow") and "slow" not in config.option.markexpr:
+    if passed and config.option.markexpr != "slow":
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
 
 
 def pytest_sessionfinish(session, exitstatus) -> None:
-    if session.config.getoption("--slow") and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+    asked = session.config.option
+    if exitstatus == 0 and asked.markexpr == "slow" and not (asked.keyword or asked.file_or_dir):  # all of them, and nothing else
         SLOW_PASSED.write_text(guarded() + "\n")
 
 
