@@ -240,7 +240,8 @@ def test_training_is_all_that_makes_the_model_and_no_comparison_or_compiling_is_
 
 
 def test_advice_compares_at_one_count_of_shots_and_over_common_seeds(tmp_path):
-    methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora"}, {"method": "lora", "set": {"seeds": [0, 1]}, "vary": {"rank": [1]}}]
+    methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora"},
+               {"method": "lora", "ablation": True, "set": {"seeds": [0, 1]}, "vary": {"rank": [1]}}]
     path = make_study(tmp_path, shots=(2, 64), methods=methods)
     effect = lambda run, domain: 20.0 if run.parameters.shots == 64 else 10.0 if run.method == "lora" else 5.0  # noqa: E731
 
@@ -285,7 +286,8 @@ def test_a_table_loses_empty_columns_and_keeps_the_headings_of_one_without_lines
 
 
 def test_the_answer_has_at_most_ten_lines_the_yardsticks_first_and_an_arrow_for_what_is_above_both(tmp_path):
-    path, outputs = filled(tmp_path, shots=(2, 16), methods=[*METHODS, {"method": "lora", "set": {"rank": 4, "seeds": [0, 1]}}], seeds=range(6),
+    ablation = {"method": "lora", "ablation": True, "set": {"rank": 4, "seeds": [0, 1]}}
+    path, outputs = filled(tmp_path, shots=(2, 16), methods=[*METHODS, ablation], seeds=range(6),
                            tasks=("cola", "mnli"), effect=lambda run, domain: 9.0 if run.method == "pbft" else -9.0)
     trials = collect.collect(path, outputs).trials
     lines, reading = tables.answer_table(trials)
@@ -320,3 +322,23 @@ def test_a_task_is_the_papers_by_what_it_says_not_by_its_name(tmp_path):
     changed.write_text(ours.read_text().replace("version: ", "version: 1"))
     found = [paper_task(name) for name in ("cola", "cola_union", "mnli_three", str(ours), str(copy), str(other), str(changed), "grammar", "nowhere")]
     assert found == ["cola", "cola", "mnli", "cola", "cola", "", "", "", ""]
+
+
+def test_a_terminals_answer_names_who_is_above_every_yardstick_tfidf_among_them(tmp_path):
+    gain = {"pbft": (12.0, 12.0), "vanilla": (12.0, 4.0), "lora": (4.0, 4.0), "baselines": (8.0, 8.0)}  # points in and out of domain
+    methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora"}, {"method": "in_context"},
+               {"method": "baselines", "vary": {"classifier": ["tfidf"]}}]
+    asked = {"tasks": ("mnli",), "shots": (2, 16), "seeds": range(6), "spread": 0.5}
+    effect = lambda run, domain: gain.get(run.method, (-9.0, -9.0))[domain == "out"]  # noqa: E731
+    trials = collect.collect(*filled(tmp_path, methods=methods, effect=effect, **asked)).trials
+    [(title, lines, found)] = tables.at_a_glance(trials)
+    assert title == "mnli, 16 examples per class, facebook/opt-125m"
+    assert list(lines[""]) == ["constant answer", "untrained model", "pbft", "vanilla", "baselines classifier=tfidf", "lora", "in_context"]
+    assert lines["in domain"][0] == "52.0" and lines["out of domain"][0] == "50.0"
+    pbft = trials[(trials["method"] == "pbft") & (trials["shots"] == 16) & (trials["domain"] == "in")]["accuracy"]
+    low, high = summary.accuracy_interval(pbft)
+    assert lines["in domain"][2] == f"{100 * pbft.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert found == "Shown to be above the constant answer, the untrained model and TF-IDF, in domain: pbft, vanilla; out of domain: pbft."
+    without = tables.at_a_glance(trials[trials["method"] != "baselines"])[0][2]
+    assert "TF-IDF" not in without and "out of domain: pbft, vanilla, lora" in without.replace("vanilla, pbft", "pbft, vanilla")
+    assert tables.at_a_glance(trials.head(0)) == []

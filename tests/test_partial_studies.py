@@ -87,13 +87,13 @@ def test_copies_on_one_side_alone_are_counted_once_too(tmp_path):
 def test_an_ablation_at_another_rate_is_not_what_a_claim_is_asked_of(tmp_path):
     rates = [{"method": "vanilla", "vary": {"learning_rate": [1.0e-5, 1.0e-4]}}, {"method": "pbft"},
              {"method": "lora", "set": {"head": "classifier"}},
-             {"method": "lora", "set": {"head": "classifier", "learning_rate": 1.0e-4, "seeds": [0, 1, 2]}}]
+             {"method": "lora", "ablation": True, "set": {"head": "classifier", "learning_rate": 1.0e-4, "seeds": [0, 1, 2]}}]
     found = verdicts.by_learning_rate(made(tmp_path, shots=(2,), seeds=range(6), methods=rates), 2.0)
     assert found[1e-4][3].verdict == "supported" and not found[1e-4][3].missing, "LoRA keeps the rate that it has with all seeds"
 
 
 def test_ablations_have_no_say_in_the_shots_that_advice_is_given_for(tmp_path):
-    ablations = [{"method": "lora", "set": {"seeds": [0, 1]}, "vary": {"shots": [2], "rank": [1, 2, 4]}}]
+    ablations = [{"method": "lora", "ablation": True, "set": {"seeds": [0, 1]}, "vary": {"shots": [2], "rank": [1, 2, 4]}}]
     trials = made(tmp_path, shots=(2, 64), methods=[*METHODS[:2], {"method": "lora"}, *ablations])
     table, out = candidates(trials, Budget())
     assert len(table.columns) == 3 and all(name.endswith("64-shot") for name in table)
@@ -101,7 +101,7 @@ def test_ablations_have_no_say_in_the_shots_that_advice_is_given_for(tmp_path):
 
 
 def test_advice_from_ablations_alone_names_no_one(tmp_path):
-    lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 1, "seeds": [0, 1]}}]
+    lora = [{"method": "lora"}, {"method": "lora", "ablation": True, "set": {"rank": 1, "seeds": [0, 1]}}]
     trials = made(tmp_path, shots=(2,), methods=lora, only=lambda run, seed: run.parameters.rank == 1)
     assert "nothing in this study fits the budget. Left out: ablations: lora (rank=1) with 2 seeds" in advise(trials, Budget())
 

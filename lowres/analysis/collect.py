@@ -38,7 +38,7 @@ EXERCISE = "These tasks are made by this project, for learning the tool: **nothi
 class Collected:
     """What a study has so far. `trials` has a line a run, seed and evaluation set; accuracies are shares (0 to 1).
 
-    Of a method's runs in one place (model, task, shots), those that are asked for with fewer seeds than the others are an `ablation`.
+    Runs that the study file calls an `ablation` are there, and marked.
     """
 
     name: str
@@ -105,9 +105,6 @@ def _counting(run: Run, found: Collected, facts: FingerprintInputs) -> list[dict
 
 def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     parts, listed = [], set()
-    most: dict[tuple, int] = {}  # seeds asked of a method in one place
-    for run, _ in runs:
-        most[_place(run)] = max(most.get(_place(run), 0), len(run.parameters.seeds))
     for run, trials in runs:
         p = run.parameters
         settings = {key: getattr(p, key, "") for key in SETTINGS}
@@ -115,7 +112,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
         labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
                   **settings, "group": group, "main": group not in listed,
-                  "ablation": len(p.seeds) < most[_place(run)], "embedded": read_task(p.task).embedded in TOYS,
+                  "ablation": run.ablation, "embedded": read_task(p.task).embedded in TOYS,
                   "folder": str(run.folder)}
         listed.add(group)
         if trials:
@@ -156,11 +153,6 @@ def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tupl
             for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
                 found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
     return found
-
-
-def _place(run: Run) -> tuple:
-    p = run.parameters
-    return run.method, getattr(p, "fidelity", ""), p.model, p.task, p.shots
 
 
 def _mixed(environments: list[dict[str, Any]]) -> Iterator[str]:

@@ -226,7 +226,7 @@ def about_verdicts(found: Collected, margin: float) -> str:
         lines.append("Runs of the authors' code (`as_coded`) are left out of the claims." if described
                      else "These runs follow the authors' code (`as_coded`), so the verdicts are about that.")
     if trials["ablation"].any():
-        lines.append("Ablations, which the study asks for with fewer seeds than their method's other runs, are left out of the claims.")
+        lines.append("Ablations, as the study calls them, are left out of the claims.")
     return "\n\n".join(lines)
 
 

@@ -61,6 +61,12 @@ def weights(classifier: Pipeline) -> int:
     return regression.coef_.size + regression.intercept_.size
 
 
+def check(p) -> None:
+    """Raises BadInput for answers that are nowhere."""
+    if p.predictions and not located(p.predictions).is_file():
+        raise BadInput(f"predictions: there is no file {shown(located(p.predictions))}")
+
+
 def brought(p, task: Task, seed: int) -> dict[str, np.ndarray]:
     """Another program's answers as logits (rows, labels) by set, from a table with the columns `set` and `row` (the row's number in its file,
     from 0) and either `label` or a probability for each label under its name; with a column `trial`, those of this `seed`.

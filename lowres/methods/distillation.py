@@ -219,6 +219,12 @@ def check_distillation(p, spec) -> None:
         raise BadInput(f"teacher: {p.teacher!r} and the student {p.model!r} have different vocabularies, so no token is common to both")
 
 
+def check(p) -> None:
+    from lowres.tasks.task_file import read_task
+
+    check_distillation(p, read_task(p.task))
+
+
 def describe_lesson(teacher, student, words: list[str], lesson: Lesson, temperature: float, most: int = 4) -> pd.DataFrame:
     """The first inputs: the label words' probabilities at the temperature, by teacher and untrained student, and their divergence."""
     import pandas as pd

@@ -81,3 +81,11 @@ def check_likelihood(spec) -> None:
         raise BadInput(f"scoring: 'likelihood' is of one text, and the task {spec.name!r} has {len(spec.text)} ({', '.join(spec.text)})")
     if len(spec.labels) != 2:
         raise BadInput(f"scoring: 'likelihood' tells two labels apart, and the task {spec.name!r} has {len(spec.labels)}")
+
+
+def check(p) -> None:
+    """What in-context learning asks besides, by likelihood. Raises BadInput."""
+    from lowres.tasks.task_file import read_task
+
+    if p.scoring == "likelihood":
+        check_likelihood(read_task(p.task))

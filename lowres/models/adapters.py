@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lowres.files import BadInput, near
+from lowres.parameters import LoRA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,9 +193,7 @@ def describe(backbone) -> pd.DataFrame:
 
 def student(p) -> PeftConfig:
     """The LoRA of a distilled student: of its rank, else as the method lora has it (the product scaled by 1, dropout 0.1)."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=p.rank, lora_alpha=p.rank, lora_dropout=0.1, task_type="CAUSAL_LM")
+    return configuration(LoRA(rank=p.rank, alpha=p.rank))
 
 
 def check_student(p) -> None:

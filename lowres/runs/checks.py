@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from lowres.files import BadInput, located, read_yaml, shown
@@ -12,12 +13,16 @@ from lowres.models import identity
 from lowres.models.backbone import Backbone, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import tokens_after_text
-from lowres.parameters import Parameters, validated
+from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters, validated
 from lowres.runs.study import Study, read_study
 from lowres.tasks import load, task_file
 from lowres.tasks.load import Task, load_task
 from lowres.tasks.shots import Streams, close_draws, draw, fewest, in_common
 from lowres.tasks.task_file import TaskFile, read_task
+
+# By a method's parameters the module whose `check` says what else it asks.
+OWN_CHECKS = {LoRA: "lowres.models.adapters", InContext: "lowres.methods.likelihood", Distillation: "lowres.methods.distillation",
+              Adaptive: "lowres.methods.layers_and_corpus", Baselines: "lowres.methods.baselines"}
 
 
 def rehearse(p: Parameters) -> None:
@@ -106,25 +111,8 @@ def check_method(p: Parameters) -> None:
         layer_stack(shape_of(p.model))
     if getattr(p, "fidelity", "") == "as_coded" and hasattr(p, "pattern") and getattr(p, "head", "") != "classifier":
         read_task(p.task).pattern("as_coded")
-    if hasattr(p, "peft_type"):
-        from lowres.models import adapters
-
-        adapters.check(p)
-    if hasattr(p, "scoring") and p.scoring == "likelihood":
-        from lowres.methods.likelihood import check_likelihood
-
-        check_likelihood(read_task(p.task))
-    if hasattr(p, "temperature"):
-        from lowres.methods.distillation import check_distillation
-
-        check_distillation(p, read_task(p.task))
-    if brought := getattr(p, "predictions", ""):
-        if not located(brought).is_file():
-            raise BadInput(f"predictions: there is no file {shown(located(brought))}")
-    if hasattr(p, "train_layers"):
-        from lowres.methods import layers_and_corpus
-
-        layers_and_corpus.check(p)
+    if module := OWN_CHECKS.get(type(p)):
+        import_module(module).check(p)
 
 
 def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:

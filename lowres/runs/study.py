@@ -29,12 +29,13 @@ PLACE = ("model", "task", "shots")  # have a folder of their own, so they are no
 
 
 class Entry(BaseModel):
-    """A method in a study, with its own settings."""
+    """A method in a study, with its own settings. An `ablation` is shown beside the others, and has no say in answer, advice and claims."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     method: str
     set: dict[str, Any] = {}
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    ablation: bool = False
 
 
 class StudyFile(BaseModel):
@@ -54,6 +55,7 @@ class Run:
     method: str
     variant: str
     parameters: Parameters
+    ablation: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -64,7 +66,7 @@ class Run:
         return "/".join(self.folder.parts[-4:])
 
     def __reduce__(self):  # to a worker goes what the run is, not where it stands on this host
-        return Run, (self.method, self.variant, self.parameters)
+        return Run, (self.method, self.variant, self.parameters, self.ablation)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, o
         parameters = validated(entry.method, {**asked, "output_dir": "outputs"}, where)  # its place follows from what is validated
         place = f"{entry.method}/{_folder_name(parameters.model)}/{_folder_name(parameters.task)}/{parameters.shots}-shot"
         place += f"-{_folder_name(variant)}" if variant else ""
-        run = Run(entry.method, variant, parameters.model_copy(update={"output_dir": f"{shown_outputs}/{place}"}))
+        run = Run(entry.method, variant, parameters.model_copy(update={"output_dir": f"{shown_outputs}/{place}"}), entry.ablation)
         run.__dict__.update(folder=outputs / place, name=place)  # known already: a study may have 10,000 runs
         runs.append(run)
     return runs
