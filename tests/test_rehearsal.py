@@ -40,8 +40,8 @@ def test_demonstrations_that_cannot_fit_are_told_without_weights(no_weights, met
 
 def test_an_unlabelled_pool_that_is_too_small_is_told_without_weights(no_weights):
     with pytest.raises(BadInput, match="unlabelled: 2393 is more than the 2392 rows that the pool has beside the shots"):
-        check_parameters([("distillation", asked("distillation", no_weights, inputs="pool", unlabelled=2393))])
-    check_parameters([("distillation", asked("distillation", no_weights, inputs="pool", unlabelled=2392))])
+        check_parameters([("distillation", asked("distillation", no_weights, task="grammar", inputs="pool", unlabelled=2393))])
+    check_parameters([("distillation", asked("distillation", no_weights, task="grammar", inputs="pool", unlabelled=2392))])
 
 
 def test_an_instruction_longer_than_the_context_is_told_without_weights(no_weights, tmp_path):
