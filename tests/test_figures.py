@@ -286,3 +286,15 @@ def test_training_curves_are_shown_with_their_words(monkeypatch):
 def test_models_of_one_name_in_two_folders_have_figures_of_their_own():
     names = {plots.file_name("shots", "cola", model) for model in ("a/x", "b/x", "x")}
     assert len(names) == 3 and "shots-cola-x" in names and not any("/" in name for name in names)
+
+
+def test_the_answer_at_one_number_of_shots_has_a_line_a_method_and_upright_yardsticks(tmp_path):
+    trials = collect.collect(*filled(tmp_path, shots=(16,), seeds=range(3))).trials
+    [drawn] = plots.answer(trials)
+    for axes in drawn.figure.axes:
+        constant = next(line for line in axes.get_lines() if line.get_linestyle() == ":")
+        assert len(set(constant.get_xdata())) == 1 and axes.get_xlim()[0] < constant.get_xdata()[0] < axes.get_xlim()[1]
+    assert [label.get_text() for label in drawn.figure.axes[0].get_yticklabels()][:2] == ["vanilla", "pbft"]
+    [across] = plots.answer(collect.collect(*filled(tmp_path, name="more", shots=(2, 16), seeds=range(3))).trials)
+    dotted = next(line for line in across.figure.axes[0].get_lines() if line.get_linestyle() == ":")
+    assert len(set(dotted.get_ydata())) == 1 and across.figure.axes[0].get_xscale() == "log"

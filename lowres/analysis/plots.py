@@ -134,17 +134,26 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
     panel = [f"{plain(Path(task).stem)}: {plain(name)} ({domain[where]})" for task, name, where in zip(lines["task"], lines["set"], lines["domain"])]
     table = lines.assign(line=named, panel=panel, percent=100 * lines["accuracy"], shots=lines["shots"].astype(int))
     looks = {name: COLOURS.get(method, "0.2") for name, method in zip(named, lines["method"])}
-    grid = sns.relplot(table, kind="line", x="shots", y="percent", hue="line", style="line", palette=looks, markers=True, dashes=True,
-                       col="panel", col_wrap=min(2, table["panel"].nunique()), height=3.4, aspect=1.4, err_style="bars",
-                       errorbar=lambda values: interval(values), facet_kws={"sharey": False})
+    form = {"data": table, "hue": "line", "palette": looks, "col": "panel", "col_wrap": min(2, table["panel"].nunique()), "height": 3.4,
+            "aspect": 1.4, "errorbar": lambda values: np.clip(interval(values), 0, 100)}
+    if across := table["shots"].nunique() > 1:
+        grid = sns.relplot(kind="line", x="shots", y="percent", style="line", markers=True, dashes=True, err_style="bars",
+                           facet_kws={"sharey": False}, **form)
+        grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
+    else:  # one number of examples is no axis: a method a line
+        grid = sns.catplot(kind="point", x="percent", y="line", linestyle="none", legend=False, **form)
+        grid.set_axis_labels("accuracy, %", "")
     for name, axes in grid.axes_dict.items():
         here = table[table["panel"] == name]
-        axes.axhline(100 * here["constant"].iloc[0], **YARDSTICK)
+        yardstick = axes.axhline if across else axes.axvline
+        yardstick(100 * here["constant"].iloc[0], **YARDSTICK)
         if here["untrained"].notna().any():
-            axes.axhline(100 * here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
-        shot_axis(axes, here["shots"].unique())
-    grid.set_axis_labels("labelled examples per class", "accuracy, %").set_titles("{col_name}", size="medium")
-    grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
+            yardstick(100 * here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
+        if across:
+            shot_axis(axes, here["shots"].unique())
+    if across:
+        grid.set_axis_labels("labelled examples per class", "accuracy, %")
+    grid.set_titles("{col_name}", size="medium")
     plt.close(grid.figure)
     alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
            f"{'; '.join(looks)}. "
