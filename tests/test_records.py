@@ -150,7 +150,9 @@ def test_a_trial_s_record_does_not_depend_on_interruptions(tmp_path):
     assert (tmp_path / "at once" / "predictions.parquet").read_bytes() == (tmp_path / "in parts" / "predictions.parquet").read_bytes()
 
 
-def test_a_reader_sees_every_trial_though_a_run_is_merged_while_it_reads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seen", [lambda folder: list(records.read_trials(folder)[0]),
+                                  lambda folder: records.read_predictions(folder)["trial"].unique().tolist()])
+def test_a_reader_sees_every_trial_though_a_run_is_merged_while_it_reads(tmp_path, monkeypatch, seen):
     record, once = finished(tmp_path), []
 
     def merged_after(read):
@@ -165,7 +167,7 @@ def test_a_reader_sees_every_trial_though_a_run_is_merged_while_it_reads(tmp_pat
 
     for part in (records._recorded, records._journal):
         monkeypatch.setattr(records, part.__name__, merged_after(part))
-    assert list(records.read_trials(tmp_path)[0]) == [0, 1, 2]
+    assert seen(tmp_path) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("step", range(8))

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,9 +182,13 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     """The predictions of all of a run's trials that count, by trial."""
     import pandas as pd
 
-    recorded, newer = _recorded(folder)[0], _journal(folder)[0]
+    newer = {}
+    for seed in _journal(folder)[0]:  # first, as for trials: what a merge takes away meanwhile stands beside the record by then
+        with suppress(FileNotFoundError):
+            newer[seed] = pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet")
+    recorded = _recorded(folder)[0]
     parts = {seed: part for seed, part in _by_trial(folder / PREDICTIONS).items() if seed in recorded} if recorded else {}
-    parts |= {seed: pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet") for seed in newer}
+    parts |= newer
     return pd.concat([parts[seed] for seed in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
 
 
