@@ -142,7 +142,6 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
         grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
     else:  # one number of examples is no axis: a method a line
         grid = sns.catplot(kind="point", x="percent", y="line", linestyle="none", legend=False, **form)
-        grid.set_axis_labels("accuracy, %", "")
     for name, axes in grid.axes_dict.items():
         here = table[table["panel"] == name]
         yardstick = axes.axhline if across else axes.axvline
@@ -151,9 +150,7 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
             yardstick(100 * here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
         if across:
             shot_axis(axes, here["shots"].unique())
-    if across:
-        grid.set_axis_labels("labelled examples per class", "accuracy, %")
-    grid.set_titles("{col_name}", size="medium")
+    grid.set_axis_labels(*(("labelled examples per class", "accuracy, %") if across else ("accuracy, %", ""))).set_titles("{col_name}", size="medium")
     plt.close(grid.figure)
     alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
            f"{'; '.join(looks)}. "
