@@ -51,8 +51,8 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if part["untrained"].notna().any():
         rows.append(["untrained model", *_yardstick(part, sets, "untrained"), ""])
     best = list(order)[:MOST_LINES - len(rows)]
-    seconds = part.drop_duplicates(["method", "variant", "task", "seed"]).groupby(["method", "variant"])["seconds"].mean()
-    rows += [[f"{key[0]} {key[1].replace(',', ', ')}".strip(), *lines[key], f"{seconds[key]:.0f}"] for key in best]
+    seconds = _seconds(part)
+    rows += [[_line_name(key), *lines[key], seconds[key]] for key in best]
     said = [f"{safe(model)}, {shots} examples per class. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
     if len(order) > len(best):
         said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
@@ -78,16 +78,16 @@ def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")}
             for key, run in part.groupby(["method", "variant"], sort=False)}
     counted = {domain: each[TFIDF][domain].mean() for domain in each[TFIDF]} if TFIDF in each else {}
-    seconds = part.drop_duplicates(["method", "variant", "seed"]).groupby(["method", "variant"])["seconds"].mean()
+    seconds = _seconds(part)
     for key in sorted(each, key=lambda key: -np.mean([scores.mean() for scores in each[key].values()])):
-        name, cells = f"{key[0]} {key[1].replace(',', ', ')}".strip(), []
+        name, cells = _line_name(key), []
         for domain in domains:
             scores = each[key].get(domain, pd.Series(dtype=float))
             low, high = accuracy_interval(scores)
             cells.append(f"{100 * scores.mean():.1f}{ends(low, high)}" if len(scores) else "")
             if key != TFIDF and len(scores) and low > np.nanmax([*bars[domain].values(), counted.get(domain, 0)]):
                 above[domain].append(name)
-        rows.append([name, *cells, f"{seconds[key]:.0f}"])
+        rows.append([name, *cells, seconds[key]])
     for name, title in (("untrained", "untrained model"), ("constant", "constant answer")):
         cells = [bars.get(domain, {}).get(name, np.nan) for domain in domains]
         if not np.isnan(cells).all():
@@ -96,6 +96,17 @@ def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     yardsticks = "the constant answer, the untrained model" + (" and TF-IDF" if counted else "")
     return (pd.DataFrame(rows[:MOST_LINES], columns=["", *domains.values(), "s a trial"]),
             f"Shown to be above {yardsticks}, {'; '.join(said)}.")
+
+
+def _line_name(key: tuple[str, str]) -> str:
+    """A method and its variant, with places where a long one may break."""
+    return f"{key[0]} {key[1].replace(',', ', ')}".strip()
+
+
+def _seconds(part: pd.DataFrame) -> pd.Series:
+    """By method and variant what a trial takes on average, as text."""
+    once = part.drop_duplicates(["method", "variant", "task", "seed"])
+    return once.groupby(["method", "variant"])["seconds"].mean().map("{:.0f}".format)
 
 
 def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
