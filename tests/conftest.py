@@ -7,6 +7,7 @@ import pytest
 import torch
 from stand_ins import short_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from toys import GRAMMAR
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from lowres.files import ROOT, BadInput
@@ -126,7 +127,7 @@ def tiny_model(request) -> str:
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("grammar", "", 20)
+    return load_task(GRAMMAR, "", 20)
 
 
 @pytest.fixture

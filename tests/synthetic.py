@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from toys import ENTAILMENT, GRAMMAR
 
 from lowres.runs import records
 from lowres.runs.status import FingerprintInputs
@@ -24,8 +25,8 @@ METHODS = [
 SETS = {
     "cola": {"in_domain": ("in", 527, 0.693, "source"), "out_of_domain": ("out", 516, 0.686, "source")},
     "mnli": {"matched": ("in", 600, 0.52, ""), "hans": ("out", 600, 0.5, "heuristic")},
-    "grammar": {"in_domain": ("in", 200, 0.5, "phenomenon"), "out_of_domain": ("out", 200, 0.5, "phenomenon")},
-    "entailment": {"in_domain": ("in", 200, 0.5, "heuristic"), "out_of_domain": ("out", 200, 0.5, "heuristic")},
+    GRAMMAR: {"in_domain": ("in", 200, 0.5, "phenomenon"), "out_of_domain": ("out", 200, 0.5, "phenomenon")},
+    ENTAILMENT: {"in_domain": ("in", 200, 0.5, "heuristic"), "out_of_domain": ("out", 200, 0.5, "heuristic")},
 }
 PARTS = {"source": ["bc01", "cj99", "ks08", "rhl07"], "phenomenon": ["agreement", "island"],
          "heuristic": [f"{h}/{label}" for h in ("lexical_overlap", "subsequence", "constituent") for label in ("entailment", "non-entailment")],

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import METHODS, fill, filled, make_study
+from toys import GRAMMAR
 
 from lowres import locks
 from lowres.analysis import collect, tables, verdicts
@@ -107,9 +108,9 @@ def test_names_with_scripts_are_text(tmp_path):
         assert "<script" not in said
 
 
-def test_embedded_tasks_give_no_verdict_on_the_paper(tmp_path):
-    found = collect.collect(*filled(tmp_path, shots=(2,), tasks=("grammar",), methods=METHODS[:2]))
-    assert "nothing here is a verdict" in collect.opening(found) and "exercise" in tables.about_verdicts(found, 2.0)
+def test_a_verdict_on_other_tasks_than_the_papers_says_so(tmp_path):
+    found = collect.collect(*filled(tmp_path, shots=(2,), tasks=(GRAMMAR,), methods=METHODS[:2]))
+    assert "so a verdict is about these" in tables.about_verdicts(found, 2.0)
 
 
 def test_advice(tmp_path):
@@ -317,10 +318,10 @@ def test_a_task_is_the_papers_by_what_it_says_not_by_its_name(tmp_path):
     ours = ROOT / "parameters" / "tasks" / "cola.yaml"
     copy, other = tmp_path / "somewhere.yaml", tmp_path / "cola_of_mine.yaml"
     copy.write_text(ours.read_text())
-    other.write_text((ROOT / "parameters" / "tasks" / "grammar.yaml").read_text().replace("name: grammar", "name: cola_of_mine"))
+    other.write_text((ROOT / GRAMMAR).read_text().replace("name: grammar", "name: cola_of_mine"))
     changed = tmp_path / "changed.yaml"
     changed.write_text(ours.read_text().replace("version: ", "version: 1"))
-    found = [paper_task(name) for name in ("cola", "cola_union", "mnli_three", str(ours), str(copy), str(other), str(changed), "grammar", "nowhere")]
+    found = [paper_task(name) for name in ("cola", "cola_union", "mnli_three", str(ours), str(copy), str(other), str(changed), GRAMMAR, "nowhere")]
     assert found == ["cola", "cola", "mnli", "cola", "cola", "", "", "", ""]
 
 

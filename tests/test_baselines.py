@@ -8,6 +8,7 @@ from conftest import backbone_of
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from toys import GRAMMAR
 
 from lowres.files import BadInput
 from lowres.methods import baselines
@@ -55,7 +56,7 @@ def answered(task, **columns) -> pd.DataFrame:
 def told(task, table: pd.DataFrame, tmp_path, seed: int = 0, **asked) -> dict[str, np.ndarray]:
     path = tmp_path / "answers.csv"
     table.to_csv(path, index=False)
-    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path), **asked}, "test")
+    p = validated("baselines", {"task": GRAMMAR, "classifier": "brought", "predictions": str(path), **asked}, "test")
     return baselines.brought(p, task, seed)
 
 
@@ -85,7 +86,7 @@ def test_a_row_that_a_cut_evaluation_leaves_out_may_be_there_and_one_that_is_now
     few = type(task)(task.file, task.pool, {name: rows.iloc[:5] for name, rows in task.evaluation.items()})
     path = tmp_path / "answers.csv"
     answered(task).to_csv(path, index=False)
-    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path)}, "test")
+    p = validated("baselines", {"task": GRAMMAR, "classifier": "brought", "predictions": str(path)}, "test")
     assert baselines.brought(p, few, 0)["in_domain"].shape == (5, 2)
     table = answered(task)
     table.loc[table["set"] == "in_domain", "row"] += 1_000_000
@@ -112,7 +113,7 @@ def test_what_is_missing_doubled_or_unknown_is_one_sentence(task, tmp_path, spoi
 
 def test_answers_that_are_nowhere_are_told_before_anything_is_loaded(tmp_path):
     with pytest.raises(BadInput, match="predictions: there is no file .*nothing.csv"):
-        check_method(validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(tmp_path / "nothing.csv")}, "test"))
+        check_method(validated("baselines", {"task": GRAMMAR, "classifier": "brought", "predictions": str(tmp_path / "nothing.csv")}, "test"))
 
 
 @pytest.mark.parametrize("asked", [{"classifier": "brought"}, {"predictions": "answers.csv"}, {"classifier": "tfidf", "pattern": "plain"}])
@@ -123,7 +124,7 @@ def test_a_parameter_that_would_have_no_effect_is_refused(asked):
 
 def test_other_answers_are_other_trials(tmp_path):
     (path := tmp_path / "answers.csv").write_text("one")
-    p = validated("baselines", {"task": "grammar", "classifier": "brought", "predictions": str(path)}, "test")
+    p = validated("baselines", {"task": GRAMMAR, "classifier": "brought", "predictions": str(path)}, "test")
     before = weights(p)
     path.write_text("another")
     assert weights(p) != before

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import ttost_paired
 from synthetic import METHODS, fill, make_study
+from toys import GRAMMAR
 
 from lowres.analysis import statistics, tables, verdicts
 from lowres.analysis.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
@@ -170,7 +171,7 @@ def test_a_side_clause_keeps_a_claim_from_support_and_does_not_contradict_it():
 def test_a_claim_about_cola_waits_for_cola(tmp_path):
     found = judged(tmp_path, None, tasks=("mnli",), methods=METHODS[:2])
     assert found[0].missing and found[0].verdict == "undecided"
-    other = judged(tmp_path, None, name="other", tasks=("grammar",), methods=METHODS[:2])
+    other = judged(tmp_path, None, name="other", tasks=(GRAMMAR,), methods=METHODS[:2])
     assert not other[0].missing, "a study of other tasks alone is asked of those"
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys import GRAMMAR
 
 from lowres.__main__ import RunOptions, command_again, main
+from lowres import files
 from lowres.files import ROOT
-from lowres.runs.checks import check_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 
 GOOD = {
-    "description": "a test", "set": {"seeds": [0], "evaluation_rows": 8, "epochs": 1}, "vary": {"task": ["grammar"], "shots": [2]},
+    "description": "a test", "set": {"seeds": [0], "evaluation_rows": 8, "epochs": 1}, "vary": {"task": [GRAMMAR], "shots": [2]},
     "methods": [{"method": "vanilla"}, {"method": "pbft"}],
 }
 
@@ -29,7 +30,7 @@ def own_process(*words: str, code: int = 0) -> str:
 @pytest.fixture
 def lowres(monkeypatch, capsys):
     """The same within this process, which has imported everything already."""
-    monkeypatch.setattr("lowres.__main__._check", check_study)
+    monkeypatch.setattr("lowres.__main__._elsewhere", files.called)
 
     def call(*words: str, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["lowres", *words])
@@ -62,8 +63,8 @@ def write_study(tmp_path, tiny_llama):
     ({"set": {"learning_rate": "1e-5"}}, "learning_rate: '1e-5' is not accepted"),
     ({"vary": {"shots": ["2"]}}, "shots: '2' is not accepted"),
     ({"vary": {"shots": []}}, "vary.shots: [] is not accepted: list should have at least 1 item"),
-    ({"vary": {"shots": [5000]}}, "grammar: shots: 5000 is more than the 1,200 examples"),
-    ({"vary": {"task": ["gramar"]}}, "there is no task 'gramar' (did you mean \"grammar\"?)"),
+    ({"vary": {"shots": [5000]}}, "grammar.yaml: shots: 5000 is more than the 1,200 examples"),
+    ({"vary": {"task": ["sentimant"]}}, "there is no task 'sentimant' (did you mean \"sentiment\"?)"),
     ({"vary": {"task": ["cola"]}, "set": {"data_dir": "nowhere"}}, "data_dir: 'nowhere' has no cola/dev_in_domain"),
     ({"set": {"model": "smollm2"}}, "model: 'smollm2' is neither"),
     ({"methods": [{"method": "pbft", "set": {"pattern": "quastion"}}]}, "patterns: there is no 'quastion'"),
@@ -84,7 +85,8 @@ def test_a_fault_is_told_the_same_way_by_a_process_of_its_own(write_study, tmp_p
 
 
 def test_label_words_of_several_tokens_are_refused_before_the_model_loads(lowres, write_study, tmp_path):
-    task = yaml.safe_load((ROOT / "parameters/tasks/grammar.yaml").read_text())
+    task = yaml.safe_load((ROOT / GRAMMAR).read_text())
+    task["folder"] = str(ROOT / GRAMMAR.removesuffix(".yaml"))
     task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": " unacceptable"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
     said = lowres("run", write_study(vary={"task": [str(tmp_path / "mine.yaml")]}), "--outputs", str(tmp_path / "outputs"), code=2)
@@ -94,7 +96,7 @@ def test_label_words_of_several_tokens_are_refused_before_the_model_loads(lowres
 def test_check_says_what_a_good_file_holds(lowres, write_study):
     assert "2 runs, 2 trials: nothing is wrong with it" in lowres("check", write_study())
     assert "the parameters of pbft: nothing is wrong" in lowres("check", "parameters/methods/pbft.yaml")
-    assert "pool 2,400" in lowres("check", "parameters/tasks/grammar.yaml")
+    assert "pool 2,400" in lowres("check", GRAMMAR)
 
 
 STUDIES = sorted(path.stem for path in (ROOT / "parameters" / "studies").glob("*.yaml"))

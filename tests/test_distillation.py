@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from toys import GRAMMAR
 
 from lowres.files import BadInput
 from lowres.methods.distillation import (
@@ -41,7 +42,7 @@ PATTERN = "{sentence} ?"
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return load_task("grammar", evaluation_rows=20)
+    return load_task(GRAMMAR, evaluation_rows=20)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_another_teacher_needs_the_same_vocabulary(tiny_opt, tiny_opt_post_norm,
 
 
 def test_what_stands_in_no_file_is_refused_before_weights_are_read(tiny_opt):
-    spec = read_task("grammar")
+    spec = read_task(GRAMMAR)
     size = load_backbone(tiny_opt, "cpu", "float32").output.shape[0]
     check_distillation(parameters(model=tiny_opt, top_k=size - 1), spec)
     with pytest.raises(BadInput, match=f"top_k: {size} leaves no rest"):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from toys import ENTAILMENT
 
 from lowres.methods.cost import Meter, flops
 from lowres.methods.evaluation import evaluated, metrics, predictions
@@ -93,7 +94,7 @@ def test_a_trials_peak_does_not_begin_where_the_last_ones_ended():
 
 
 def test_every_part_of_a_set_has_its_own_yardstick():
-    task = load_task("entailment", evaluation_rows=60)
+    task = load_task(ENTAILMENT, evaluation_rows=60)
     rows = task.evaluation["out_of_domain"]
     by = task.file.evaluation["out_of_domain"].break_down_by
     found = evaluated(task, {name: np.eye(2)[np.zeros(len(part), int)] for name, part in task.evaluation.items()})["out_of_domain"]

@@ -17,6 +17,7 @@ import pytest
 from site_study import write_notebooks
 from stand_ins import eventually, finish, noted, nothing_is_left, write_notebook, write_study
 from synthetic import METHODS, fill, make_study
+from toys import GRAMMAR
 
 from lowres import files, locks
 from lowres.files import ROOT, without_secrets
@@ -317,7 +318,7 @@ def test_no_parameter_leads_out_of_the_outputs_folder(tmp_path, settings):
     if "task" in settings:  # a task of that path must exist to be read
         odd = tmp_path / "{braces}"
         odd.mkdir()
-        (odd / "..grammar.yaml").write_text((ROOT / "parameters" / "tasks" / "grammar.yaml").read_text())
+        (odd / "..grammar.yaml").write_text((ROOT / GRAMMAR).read_text())
         settings = {"task": str(odd / "..grammar.yaml")}
     study = write_study(tmp_path, **settings)
     folder = only_run(study).folder

@@ -7,6 +7,7 @@ import numpy as np
 import papermill
 import pytest
 from ipywidgets import HTML, Text
+from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
 from lowres.methods import show
@@ -22,7 +23,7 @@ PATTERN, EXAMPLE = "{sentence} ?", {"sentence": "The nurse has written a letter.
 
 @pytest.fixture(scope="module")
 def looked_at(tiny_llama):
-    backbone, task = load_backbone(tiny_llama, precision="float32"), load_task("grammar")
+    backbone, task = load_backbone(tiny_llama, precision="float32"), load_task(GRAMMAR)
     return backbone, task, draw(task.pool, 4, 0), dict(zip(task.labels, task.file.words("")))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import filled, make_study
+from toys import GRAMMAR
 
 from lowres.analysis import collect, paper_figures, plots, study_figures, tables
 from lowres.methods import show
@@ -266,8 +267,8 @@ def test_a_long_variants_name_stays_within_its_panel(tmp_path):
 
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
-    other = collect.collect(*filled(tmp_path, tasks=("grammar", "mnli"), shots=(2,), seeds=range(2))).trials
-    without = [*paper_figures.lora_by_rank(other, True), *paper_figures.in_against_out(other[other["task"] == "grammar"], True)]
+    other = collect.collect(*filled(tmp_path, tasks=(GRAMMAR, "mnli"), shots=(2,), seeds=range(2))).trials
+    without = [*paper_figures.lora_by_rank(other, True), *paper_figures.in_against_out(other[other["task"] == GRAMMAR], True)]
     assert len(without) == 3 and not any("hollow grey" in one.alt for one in without), "LoRA was published on CoLA alone"
     assert all("hollow grey" in one.alt for one in paper_figures.in_against_out(found.trials, True))
     assert "hollow grey" in by_name["paper-vanilla"]

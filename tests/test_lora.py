@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import backbone_of, save_model
 from peft import PeftModel
+from toys import GRAMMAR
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 from lowres.files import BadInput
@@ -46,7 +47,7 @@ def attached(backbone, seed=1, **given):
 
 
 def trained(backbone, head, p, seed=0):
-    task = load_task("grammar", "", 20)
+    task = load_task(GRAMMAR, "", 20)
     inputs = encode(backbone, draw(task.pool, 4, seed), task.file.pattern(""), 64)
     return train(backbone, head, inputs, p, Streams(seed))
 
@@ -157,7 +158,7 @@ def test_dropout_works_in_training_and_not_in_prediction(tiny_llama):
 
 def test_a_trial_repeats_whatever_ran_before_it(tiny_llama):
     backbone, results = backbone_of(tiny_llama), []
-    sets = {"pool": encode(backbone, load_task("grammar", "", 20).pool.head(20), "{sentence} ?", 64)}
+    sets = {"pool": encode(backbone, load_task(GRAMMAR, "", 20).pool.head(20), "{sentence} ?", 64)}
     for peft_type in ("LORA", "IA3", "PROMPT_TUNING", "LORA"):
         p = parameters(tiny_llama, peft_type=peft_type, peft_options=OPTIONS.get(peft_type, {}), learning_rate=0.01, epochs=4)
         backbone.restore()

@@ -8,6 +8,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
 from lowres.parameters import METHODS, Trained, Vanilla
@@ -19,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden.json"
 def execute(method: str, output: Path, parameters: dict) -> nbformat.NotebookNode:
     os.environ["OMP_NUM_THREADS"] = "1"
     return papermill.execute_notebook(
-        ROOT / "notebooks" / f"{method}.ipynb", output, {"task": "grammar", **parameters}, progress_bar=False, kernel_name="python3", cwd=str(ROOT)
+        ROOT / "notebooks" / f"{method}.ipynb", output, {"task": GRAMMAR, **parameters}, progress_bar=False, kernel_name="python3", cwd=str(ROOT)
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from synthetic import METHODS, fill, make_study
+from toys import ENTAILMENT, GRAMMAR
 
 from lowres.analysis import tables, verdicts
 from lowres.analysis.advice import Budget, advise, candidates
@@ -71,8 +72,8 @@ def test_where_each_cell_lacks_a_run_of_another_side_something_is_compared_all_t
 
 
 def test_in_a_study_of_other_tasks_each_task_is_an_arena_of_its_own(tmp_path):
-    good = lambda run, domain: 10.0 if (run.method == "vanilla") == (run.parameters.task == "grammar") else 0.0  # noqa: E731
-    lines = relevant(made(tmp_path, good, tasks=("grammar", "entailment"), shots=(2,), methods=METHODS[:2]))
+    good = lambda run, domain: 10.0 if (run.method == "vanilla") == (run.parameters.task == GRAMMAR) else 0.0  # noqa: E731
+    lines = relevant(made(tmp_path, good, tasks=(GRAMMAR, ENTAILMENT), shots=(2,), methods=METHODS[:2]))
     duels = [paired(lines, duel) for duel in verdicts.duels(lines) if {duel.left, duel.right} == {VANILLA, PBFT} and duel.measure == "in"]
     assert [bool(duel.d.mean() > 5) for duel in duels] == [True, False] and [bool(duel.d.mean() < -5) for duel in duels] == [False, True]
 

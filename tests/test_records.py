@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from toys import ENTAILMENT, GRAMMAR
 
 from lowres import files
 from lowres.files import BadInput
@@ -21,14 +22,14 @@ TRIAL = {"seed": 0, "fingerprint": "abc", "outcome_sha256": "x"}
 
 
 def mark(**changes) -> str:
-    given = {"method": "vanilla", "parameters": Vanilla(), "seed": 0, "task": read_task("grammar"), "data": {}, "backbone": "b"}
+    given = {"method": "vanilla", "parameters": Vanilla(), "seed": 0, "task": read_task(GRAMMAR), "data": {}, "backbone": "b"}
     return records.fingerprint(**(given | changes))
 
 
 def test_a_fingerprint_changes_with_whatever_changes_results(monkeypatch):
     changed = [
         mark(method="pbft"), mark(parameters=Vanilla(shots=2)), mark(parameters=Vanilla(learning_rate=2e-5)), mark(seed=1),
-        mark(task=read_task("entailment")), mark(data={"train": "0"}), mark(backbone="c"), mark(parameters=Vanilla(evaluation_rows=0)),
+        mark(task=read_task(ENTAILMENT)), mark(data={"train": "0"}), mark(backbone="c"), mark(parameters=Vanilla(evaluation_rows=0)),
     ]
     monkeypatch.setattr(records, "RESULTS_VERSION", records.RESULTS_VERSION + 1)
     assert len({mark(), *changed}) == len(changed) + 1

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from toys import GRAMMAR
 
 from lowres.files import BadInput
 from lowres.parameters import validated
@@ -40,13 +41,14 @@ def test_demonstrations_that_cannot_fit_are_told_without_weights(no_weights, met
 
 def test_an_unlabelled_pool_that_is_too_small_is_told_without_weights(no_weights):
     with pytest.raises(BadInput, match="unlabelled: 2393 is more than the 2392 rows that the pool has beside the shots"):
-        check_parameters([("distillation", asked("distillation", no_weights, task="grammar", inputs="pool", unlabelled=2393))])
-    check_parameters([("distillation", asked("distillation", no_weights, task="grammar", inputs="pool", unlabelled=2392))])
+        check_parameters([("distillation", asked("distillation", no_weights, task=GRAMMAR, inputs="pool", unlabelled=2393))])
+    check_parameters([("distillation", asked("distillation", no_weights, task=GRAMMAR, inputs="pool", unlabelled=2392))])
 
 
 def test_an_instruction_longer_than_the_context_is_told_without_weights(no_weights, tmp_path):
     task = tmp_path / "wordy.yaml"
-    task.write_text(task_path("grammar").read_text().replace('instruction: "', 'instruction: "' + "Read it well. " * 80))
+    text = task_path(GRAMMAR).read_text().replace("folder: ", f"folder: {task_path(GRAMMAR).parent}/")
+    task.write_text(text.replace('instruction: "', 'instruction: "' + "Read it well. " * 80))
     with pytest.raises(BadInput, match="context: instruction and longest input take .* tokens; .* reads 256"):
         rehearse(asked("distillation", no_weights, task=str(task), context="instruction"))
 

@@ -10,6 +10,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
+from toys import GRAMMAR
 
 from lowres.__main__ import RunOptions, chosen, run_command
 from lowres.files import ROOT, BadInput
@@ -246,7 +247,8 @@ def test_the_time_left_grows_with_the_shots_as_the_same_runs_did(tmp_path):
 
 def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_path):
     path = tmp_path / "all.yaml"
-    path.write_text("description: d\nset: {fidelity: as_coded, epochs: 3, seeds: [0]}\nvary: {shots: [2, 16, all], task: [grammar]}\n"
+    path.write_text("description: d\nset: {fidelity: as_coded, epochs: 3, seeds: [0]}\n"
+                    f"vary: {{shots: [2, 16, all], task: [{GRAMMAR}]}}\n"
                     "methods: [{method: distillation}]\n")
     few, more, every = read_study(str(path), outputs=str(tmp_path)).runs
     time_left = TimeLeft([])
@@ -263,9 +265,9 @@ def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_
 def orders(tmp_path, monkeypatch):
     """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
     study = write_study(tmp_path, shots=[2, 4])
-    monkeypatch.setattr("lowres.__main__._check", lambda study: ["days: a warning"])
+    monkeypatch.setattr("lowres.__main__._elsewhere", lambda *_: (["days: a warning"], {}))
 
-    def in_turn(study, statuses, todo, options, *_):
+    def in_turn(study, statuses, todo, options, *_, **__):
         return Outcome([execute(one, options) for one in todo])
 
     monkeypatch.setattr("lowres.runs.cluster.run_study", in_turn)

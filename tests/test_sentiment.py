@@ -13,7 +13,7 @@ import pytest
 
 from lowres.files import BadInput
 from lowres.tasks import sentiment
-from lowres.tasks.load import generated, load_task
+from lowres.tasks.load import load_task
 
 
 def archive(tables: dict[str, str], inner: str = sentiment.INNER) -> bytes:
@@ -46,9 +46,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(sentiment, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(sentiment, "SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(sentiment, "fetched", lambda: content)
-    generated.cache_clear()
+    sentiment.sets.cache_clear()
     yield tmp_path / "lowres"
-    generated.cache_clear()
+    sentiment.sets.cache_clear()
 
 
 def test_clear_ratings_count_and_films_are_parted_into_a_pool_and_a_test_set(cache):

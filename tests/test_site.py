@@ -8,6 +8,7 @@ from urllib.request import Request, urlopen
 import pytest
 from site_study import browser, display, served, write_notebooks
 from synthetic import METHODS, PARTS, SETS, fill, make_study
+from toys import GRAMMAR
 
 from lowres import files
 from lowres.files import ROOT
@@ -163,7 +164,7 @@ def test_a_script_in_a_name_a_label_or_an_output_does_no_harm(chromium, tmp_path
     place = tmp_path / "<script>harmed=1<"
     place.mkdir()
     task = place / "script>.yaml"
-    text = (ROOT / "parameters/tasks/grammar.yaml").read_text().replace("in_domain:", f'"{HARM} in":', 1)
+    text = (ROOT / GRAMMAR).read_text().replace("in_domain:", f'"{HARM} in":', 1).replace("folder: grammar", f"folder: {ROOT}/tests/tasks/grammar")
     task.write_text(text)
     monkeypatch.setitem(SETS, str(task), {f"{HARM} in": ("in", 200, 0.5, HARM), "out_of_domain": ("out", 200, 0.5, HARM)})
     monkeypatch.setitem(PARTS, HARM, [HARM])

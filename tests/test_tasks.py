@@ -5,11 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from toys import ENTAILMENT, GRAMMAR
 
 from lowres.files import BadInput
 from lowres.parameters import Vanilla
 from lowres.runs.records import fingerprint
-from lowres.tasks.load import capped, load_task
+from lowres.tasks.load import capped, data_checksums, load_task
 from lowres.tasks.task_file import extended_task, read_task
 
 TRAIN = "text\tlabel\tsource\nfine day\tgood\ta\nbad day\tbad\ta\nfine day\tgood\tb\nodd day\tgood\tb\n" \
@@ -30,6 +31,7 @@ def make_task(tmp_path):
         }
         (tmp_path / "days.yaml").write_text(yaml.safe_dump(content | changes))
         read_task.cache_clear()
+        extended_task.cache_clear()
         return str(tmp_path / "days.yaml"), str(tmp_path)
     return make
 
@@ -38,6 +40,16 @@ def test_the_pool_drops_rows_of_evaluation_sets_and_repeats_and_says_how_many(ma
     task = load_task(*make_task())
     assert list(task.pool["text"]) == ["fine day", "bad day", "NA", '"quoted']
     assert "dropped 1 that also stand in an evaluation set, 2 repeats whose labels disagree, 1 other repeats" in task.notes[-1]
+
+
+def test_a_task_may_say_where_its_files_lie_and_is_the_same_task(make_task):
+    name, folder = make_task()
+    elsewhere, marks = load_task(name, folder), data_checksums(read_task(name), folder)
+    mark = fingerprint("vanilla", Vanilla(), 0, read_task(name), marks, "b")
+    make_task(folder=".")
+    assert load_task(name).pool.equals(elsewhere.pool) and load_task(name, "nowhere").pool.equals(elsewhere.pool)
+    assert data_checksums(read_task(name), "") == marks
+    assert fingerprint("vanilla", Vanilla(), 0, read_task(name), marks, "b") == mark
 
 
 def test_words_like_na_and_single_quotation_marks_are_text(make_task):
@@ -132,8 +144,8 @@ def test_cola_from_the_hub_is_read_though_the_hub_knows_no_sources(monkeypatch):
 
 
 def test_a_task_that_is_not_there_is_told_with_near_names():
-    with pytest.raises(BadInput, match="there is no task 'gramar' .did you mean \"grammar\""):
-        read_task("gramar")
+    with pytest.raises(BadInput, match="there is no task 'sentimant' .did you mean \"sentiment\""):
+        read_task("sentimant")
 
 
 def test_without_a_hub_source_a_data_folder_is_asked_for(make_task):
@@ -155,7 +167,7 @@ def test_a_cap_is_one_fixed_choice_in_proportion_to_labels_and_parts():
 
 
 def test_every_task_file_has_the_patterns_and_words_that_the_methods_want():
-    for name in ("cola", "cola_union", "mnli", "mnli_three", "grammar", "entailment"):
+    for name in ("cola", "cola_union", "mnli", "mnli_three"):
         task = read_task(name)
         assert len(set(task.patterns) - {"plain", "as_coded"}) >= 6 and len(task.label_words) >= 4, name
 
@@ -179,17 +191,17 @@ def test_hans_is_capped_by_heuristic_and_label(real_data):
 
 
 def test_a_set_of_another_task_is_read_with_its_own_labels_in_order(real_data):
-    both = load_task("grammar", real_data, 100, also_evaluate=["cola"])
+    both = load_task(GRAMMAR, real_data, 100, also_evaluate=["cola"])
     assert set(both.evaluation) == {"in_domain", "out_of_domain", "cola.in_domain", "cola.out_of_domain"}
     assert both.file.evaluation["cola.in_domain"].domain == "out"
     alone = load_task("cola", real_data, 100).evaluation["in_domain"]
     assert list(both.evaluation["cola.in_domain"]["label"]) == list(alone["label"])
-    assert both.pool.equals(load_task("grammar").pool)
+    assert both.pool.equals(load_task(GRAMMAR).pool)
 
 
 def test_tasks_of_another_form_cannot_be_evaluated_besides():
     with pytest.raises(BadInput, match="grammar: also_evaluate: 'entailment' has 2 labels and 2 text columns, not 2 and 1"):
-        load_task("grammar", also_evaluate=["entailment"])
+        load_task(GRAMMAR, also_evaluate=[ENTAILMENT])
 
 
 def days(folder, file: str, test: str, **changes) -> str:

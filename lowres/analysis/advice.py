@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lowres.analysis.collect import EXERCISE
 from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT
 from lowres.files import safe
 from lowres.runs.summary import interval
@@ -105,7 +104,7 @@ def advise(trials: pd.DataFrame, budget: Budget) -> str:
     """The advice for each task of a study, as Markdown."""
     if not len(trials):
         return "There are no results to give advice from yet."
-    lines = [EXERCISE] if trials["embedded"].all() else []
+    lines = []
     both = budget.out_of_domain_matters and trials["domain"].nunique() > 1
     score = "mean of in-domain and out-of-domain accuracy" if both else "in-domain accuracy"
     limits = ((budget.labels_per_class, "labels a class"), (budget.memory_gb, "GB"), (budget.seconds, "s a trial"))

@@ -150,11 +150,10 @@ MEASURED = ["accuracy", "mcc", "above", "mcc_above", "train_seconds", "memory", 
 
 
 def relevant(trials: pd.DataFrame) -> list[Line]:
-    """What claims look at: real tasks if there are any, one fidelity (as described, if the study has it), main settings, no ablations."""
+    """What claims look at: one fidelity (as described, if the study has it), main settings, no ablations."""
     if not len(trials):
         return []
-    real = trials[~trials["embedded"]]
-    table = main_runs(real if len(real) else trials)
+    table = main_runs(trials)
     accuracy, mcc = (table[name] for name in UNTRAINED)
     table = table.assign(above=table["accuracy"] - np.fmax(table["constant"], accuracy), mcc_above=table["mcc"] - np.fmax(0, mcc))
     lines = []

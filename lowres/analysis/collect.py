@@ -23,15 +23,12 @@ from lowres.runs.status import FingerprintInputs
 from lowres.runs.study import Run, Study, read_study
 from lowres.runs.summary import RUN, UNTRAINED
 from lowres.tasks.shots import close_draws
-from lowres.tasks.task_file import read_task
 
 # Settings that claims, advice and figures tell runs apart by; empty where a method has no such setting.
 SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", "learning_rate")
 CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
 # A mixture of these in one study is reported.
 ENVIRONMENT = ("precision", "compiled", "threads", "device", "python", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
-TOYS = ("grammar", "entailment")  # embedded tasks of this project's own making
-EXERCISE = "These tasks are made by this project, for learning the tool: **nothing here is a verdict about the paper or about a method.**"
 
 
 @dataclass
@@ -49,11 +46,6 @@ class Collected:
     missing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     environments: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def exercise(self) -> bool:
-        """Only embedded tasks."""
-        return bool(len(self.trials)) and bool(self.trials["embedded"].all())
 
 
 def collect(study: str, outputs: str = "outputs") -> Collected:
@@ -112,8 +104,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
         labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
                   **settings, "group": group, "main": group not in listed,
-                  "ablation": run.ablation, "embedded": read_task(p.task).embedded in TOYS,
-                  "folder": str(run.folder)}
+                  "ablation": run.ablation, "folder": str(run.folder)}
         listed.add(group)
         if trials:
             part = records.as_table({"trials": trials}, **labels)
@@ -174,8 +165,6 @@ def opening(found: Collected) -> str:
         lines.append("**There is nothing to analyse yet**: `lowres run` makes the runs, and every section below says what it waits for.")
     elif found.trials["seed"].nunique() == 1:
         lines.append("**There is one seed only**: no interval, no test and no verdict can be had from it.")
-    if found.exercise:
-        lines.append(EXERCISE)
     if found.missing:
         names = ", ".join(f"`{safe(name)}`" for name in found.missing[:8])
         lines.append(f"Missing, {len(found.missing)} runs or parts of runs: {names}{' …' if len(found.missing) > 8 else ''}")

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from lowres import files
 from lowres.analysis import statistics
 from lowres.analysis.claims import ACCURACY, Paired, paper_task
-from lowres.analysis.collect import EXERCISE, Collected, main_runs
+from lowres.analysis.collect import Collected, main_runs
 from lowres.analysis.published import difference
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
@@ -228,9 +228,7 @@ def about_verdicts(found: Collected, margin: float) -> str:
     lines = [f"The margin is {margin:g} points. Models: {models} (the paper's: OPT-125M and OPT-350M)."]
     if found.missing:
         lines.append("**The study is not whole**: the verdicts are of what is there, and may change.")
-    if found.exercise:
-        lines.append(f"{EXERCISE} The table shows how verdicts are reached; it is an exercise.")
-    elif not trials["task"].map(paper_task).any():
+    if not trials["task"].map(paper_task).any():
         lines.append("The paper spoke of CoLA and MNLI. Here its claims are asked of this study's tasks, so a verdict is about these.")
     if (trials["fidelity"] == "as_coded").any():
         described = (trials["fidelity"] == "as_described").any()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from lowres.models.compiling import seconds_compiling
@@ -77,6 +78,21 @@ def _peak() -> float:
         return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@cache
+def matrix_rate(device: str, precision: str) -> float:
+    """Operations a second of a product of two matrices of 1,024 x 1,024 on this device, in this kernel's threads: what a method can at best reach."""
+    import torch
+
+    place, form = torch.device(device), torch.bfloat16 if precision == "bfloat16" else torch.float32
+    one = torch.randn(1024, 1024, device=place, dtype=form)
+    times = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        float((one @ one)[0, 0])  # waits for a GPU
+        times.append(time.perf_counter() - begun)
+    return 2 * 1024**3 / sorted(times)[len(times) // 2]
 
 
 def flops(parameters: int, trainable: int, training_tokens: int, read_tokens: int, skipped: int = 0) -> float:

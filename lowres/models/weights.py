@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -75,14 +77,26 @@ def _dequantise(folder: Path) -> None:
     gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
         raise BadInput(f"model: {EMBEDDED!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars know no switch
+    with contextlib.redirect_stderr(io.StringIO()), _parsed_once():  # its progress bars know no switch
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
         model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     for file in folder.iterdir():  # the temporary names that safetensors wrote through are private to the user
         os.chmod(file, 0o644)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers reads the whole file anew for config, weights and tokenizer, and makes the table of names anew for each of 397 modules;
+    gguf cuts 100,000 strings out of a mapped file, of which each piece takes numpy three times as long as one of an array."""
+    import gguf
+    import numpy as np
+
+    with mock.patch("gguf.GGUFReader", cache(gguf.GGUFReader)), mock.patch("gguf.get_tensor_name_map", cache(gguf.get_tensor_name_map)), \
+         mock.patch("numpy.memmap", lambda path, **_: np.fromfile(path, np.uint8)):
+        yield
 
 
 def load_model(folder: Path, name: str) -> nn.Module:

@@ -205,7 +205,7 @@ class Outcome:
 
 def run_study(
     study: Study, statuses: list[Status], todo: list[Run], options: Options, workers: int | None = None, scheduler: str | None = None,
-    fail_fast: bool = False, tell: Callable[[str], None] = print,
+    fail_fast: bool = False, tell: Callable[[str], None] = print, expected: dict[str, float] | None = None,
 ) -> Outcome:
     """Executes `todo`. One failure never stops the others, unless `fail_fast`."""
     locks.sweep()
@@ -216,7 +216,7 @@ def run_study(
             started = given_cluster(scheduler, study.folder) if scheduler else own_cluster(workers or default_workers(), options.retries, folder)
             with started as cluster:
                 options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now())
-                with Progress(study, statuses, todo, cluster.workers, tell) as progress:
+                with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")
                     return Loop(cluster, todo, options, progress, interrupts, fail_fast).run()

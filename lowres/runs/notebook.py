@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowres import files, locks
 from lowres.files import ROOT, BadInput, located, safe, shown
-from lowres.methods.cost import Meter, flops
+from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
@@ -287,6 +287,7 @@ def environment(backbone) -> dict[str, Any]:
     return {
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
         "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
+        "matrix_rate": matrix_rate(str(backbone.device), backbone.precision),
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
-from statistics import linear_regression, mean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,52 +26,48 @@ if TYPE_CHECKING:
     from lowres.runs.execute import Result  # with papermill and Jupyter behind it, for which `lowres status` need not wait
 
 
-class TimeLeft:
-    """What trials took so far, and from that what the others will take: by what is most alike among those measured.
+START = 8.0  # seconds until a run's first trial begins: a kernel, libraries, model and data
 
-    A number of shots that was not measured is taken from a line through the same runs at other numbers of shots: 64 take longer than 2.
+
+class TimeLeft:
+    """What trials took so far, and from that what the others will take.
+
+    `expected`: seconds a trial by run's name, told beforehand (`estimate.expected`). A run that has trials is known by them; another by
+    what was expected of it, times what trials of its method, or all, took of what was expected of them.
     """
 
-    def __init__(self, statuses: list[Status]):
-        self.measured: dict[tuple, list[float]] = {}
-        self.shots: dict[tuple, list[tuple[int, float]]] = {}  # the same but for the shots: (shots, seconds) of every trial
+    def __init__(self, statuses: list[Status], expected: dict[str, float] | None = None):
+        self.expected = expected or {}
+        self.took: dict[tuple, list[float]] = {}  # by what trials have in common: their seconds, how many, how many seconds were expected
         for status in statuses:
             for seconds in status.seconds:
                 self.add(status.run, seconds)
 
     def add(self, run: Run, seconds: float) -> None:
-        for key in self._keys(run):
-            self.measured.setdefault(key, []).append(seconds)
-        if isinstance(run.parameters.shots, int):  # 'all' has no place on a line
-            self.shots.setdefault(self._but_for_shots(run), []).append((run.parameters.shots, seconds))
+        for key in self._alike(run):
+            found = self.took.setdefault(key, [0.0, 0, 0.0])
+            for i, more in enumerate((seconds, 1, self.expected.get(run.name, 0.0))):
+                found[i] += more
 
     def of(self, remaining: dict[Run, int], workers: int) -> float | None:
-        """Seconds for so many trials of each run; None before anything was measured."""
-        total = 0.0
+        """Seconds for so many trials of each run, handed out in their order; None before anything was measured or expected."""
+        ends = [0.0] * max(1, workers)
         for run, trials in remaining.items():
-            each = self._each(run) if trials else 0.0
-            if each is None:
+            if trials and (each := self._each(run)) is None:
                 return None
-            total += trials * each
-        return total / max(1, min(workers, sum(1 for trials in remaining.values() if trials)))
+            if trials:
+                heapq.heapreplace(ends, ends[0] + trials * each + START)
+        return max(ends)
 
     def _each(self, run: Run) -> float | None:
-        shots, measured = run.parameters.shots, self.shots.get(self._but_for_shots(run), [])
-        numbers = {number for number, _ in measured}
-        if isinstance(shots, int) and shots not in numbers and len(numbers) > 1:
-            slope, at_none = linear_regression(*zip(*measured, strict=True))
-            return max(at_none + slope * shots, min(seconds for _, seconds in measured))
-        return next((mean(self.measured[key]) for key in self._keys(run) if key in self.measured), None)
+        own, *others = (self.took.get(key, [0.0, 0, 0.0]) for key in self._alike(run))
+        if own[1] or run.name not in self.expected:
+            return next((seconds / trials for seconds, trials, _ in (own, *others) if trials), None)
+        return self.expected[run.name] * next((seconds / expected for seconds, _, expected in others if expected), 1.0)
 
     @staticmethod
-    def _but_for_shots(run: Run) -> tuple:
-        return (run.method, run.variant, run.parameters.model, run.parameters.task)
-
-    @staticmethod
-    def _keys(run: Run) -> list[tuple]:
-        p = run.parameters
-        return [(run.method, run.variant, p.model, p.task, p.shots), (run.method, p.model, p.task, p.shots), (p.model, p.task, p.shots),
-                (p.model, p.task), (p.model,), ()]
+    def _alike(run: Run) -> list[tuple]:
+        return [(run.name,), (run.method, run.parameters.task), (run.method, ""), ()]
 
 
 def time_text(seconds: float | None) -> str:
@@ -81,7 +77,7 @@ def time_text(seconds: float | None) -> str:
     return f"about {hours} h {minutes} min" if hours else f"about {minutes} min" if minutes else "under a minute"
 
 
-def as_json(study: Study, statuses: list[Status], workers: int) -> str:
+def as_json(study: Study, statuses: list[Status], workers: int, expected: dict[str, float] | None = None) -> str:
     runs = [
         {"name": s.run.name, "method": s.run.method, "variant": s.run.variant, "model": s.run.parameters.model, "task": s.run.parameters.task,
          "shots": s.run.parameters.shots, "state": s.state, "finished": s.finished, "trials": s.wanted, "faults": s.faults,
@@ -89,7 +85,7 @@ def as_json(study: Study, statuses: list[Status], workers: int) -> str:
          "owner": s.owner or None, "failure": s.failure and s.failure["message"]}
         for s in statuses
     ]
-    left = TimeLeft(statuses).of(remaining(statuses), workers)
+    left = TimeLeft(statuses, expected).of(remaining(statuses), workers)
     summary = {"study": study.name, "counts": counts(statuses), "trials": study.trials, "finished": sum(s.finished for s in statuses),
                "seconds_left": None if left is None else round(left), "workers": workers}
     return json.dumps({**summary, "runs": runs}, indent=1, ensure_ascii=False)
@@ -98,9 +94,10 @@ def as_json(study: Study, statuses: list[Status], workers: int) -> str:
 class Progress:
     """Follows a study on disk, where every worker writes, so that it sees the trials of any cluster."""
 
-    def __init__(self, study: Study, statuses: list[Status], todo: list[Run], workers: int, tell: Callable[[str], None] = print):
+    def __init__(self, study: Study, statuses: list[Status], todo: list[Run], workers: int, tell: Callable[[str], None] = print,
+                 expected: dict[str, float] | None = None):
         self.study, self.todo, self.workers, self.tell = study, todo, workers, tell
-        self.time_left = TimeLeft(statuses)
+        self.time_left = TimeLeft(statuses, expected)
         self.open = {status.run.name: status.run for status in statuses if status.run in set(todo)}
         self.remaining = {status.run: status.wanted - status.finished for status in statuses if status.run.name in self.open}
         self.total = len(todo)
@@ -200,7 +197,7 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stale": "magent
 MOST_FAULTS = 20
 
 
-def print_status(study: Study, statuses: list[Status], workers: int) -> None:
+def print_status(study: Study, statuses: list[Status], workers: int, expected: dict[str, float] | None = None) -> None:
     """The grid, what is wrong, and the time left. A cell: finished trials of those wanted, and the state unless it is done."""
     console = Console(highlight=False, soft_wrap=True)
     places: dict[tuple[str, str], list[Status]] = {}
@@ -210,7 +207,7 @@ def print_status(study: Study, statuses: list[Status], workers: int) -> None:
         console.print(_table(f"{task}, {model}", here))
     for line in problems(statuses):
         console.print(line, markup=False)
-    console.print(summary(study, statuses, workers), markup=False)
+    console.print(summary(study, statuses, workers, expected), markup=False)
 
 
 def problems(statuses: list[Status]) -> list[str]:
@@ -228,14 +225,14 @@ def problems(statuses: list[Status]) -> list[str]:
     return lines[:MOST_FAULTS] + ([f"… and {len(lines) - MOST_FAULTS} more"] if len(lines) > MOST_FAULTS else [])
 
 
-def summary(study: Study, statuses: list[Status], workers: int | None = None) -> str:
+def summary(study: Study, statuses: list[Status], workers: int | None = None, expected: dict[str, float] | None = None) -> str:
     """States and trials in a line; with `workers`, how long so many will take for the rest."""
     found = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
     finished = sum(status.finished for status in statuses)
     wanted = sum(status.wanted for status in statuses)
     text = f"{study.name}: {len(statuses)} runs: {found}; {finished} of {wanted} trials"
     if workers and (left := remaining(statuses)):
-        text += f"; time left with {workers} workers: {time_text(TimeLeft(statuses).of(left, workers))}"
+        text += f"; time left with {workers} workers: {time_text(TimeLeft(statuses, expected).of(left, workers))}"
     return text
 
 

@@ -78,7 +78,7 @@ def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, 
 def _content(task: TaskFile) -> str:
     """A task file's checksum, with those of the tasks evaluated besides. Computed once: a study has a few tasks and thousands of runs."""
     if id(task) not in _contents:  # the task is kept with it, so that its id stays its own
-        content = task.model_dump(exclude={"description", "show_rows"})
+        content = task.model_dump(exclude={"description", "show_rows", "folder"})
         for rows in content["evaluation"].values():
             rows["task"] = rows["task"] and _content(read_task(rows["task"]))
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())

@@ -85,7 +85,7 @@ class Study:
 def read_study(name: str, data_dir: str | None = None, outputs: str = "outputs") -> Study:
     """A study by its name in `parameters/studies/` or by its file's path, every run's parameters checked. Raises BadInput.
 
-    `data_dir` takes the place of the study's for tasks that are not embedded; `outputs` is the folder for studies' results.
+    `data_dir` takes the place of the study's for tasks that do not bring their rows; `outputs` is the folder for studies' results.
     """
     path = located(name) if name.endswith((".yaml", ".yml")) else ROOT / "parameters" / "studies" / f"{name}.yaml"
     file = checked(StudyFile, read_yaml(path), shown(path))
@@ -139,7 +139,7 @@ def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, o
     for values in itertools.product(*varied.values()):
         chosen = {**entry.set, **dict(zip(varied, values))}
         asked = {**_defaults(entry.method), **common, **chosen}
-        if data_dir is not None and not read_task(str(asked["task"])).embedded:
+        if data_dir is not None and not (spec := read_task(str(asked["task"]))).embedded and not spec.folder:
             asked["data_dir"] = data_dir
         variant = ",".join(f"{key}={_short(chosen[key])}" for key in dict.fromkeys(own))
         parameters = validated(entry.method, {**asked, "output_dir": "outputs"}, where)  # its place follows from what is validated

@@ -1,4 +1,4 @@
-"""A task file -> labelled examples: a training pool and evaluation sets, from the hub, a folder, or made here.
+"""A task file -> labelled examples: a training pool and evaluation sets, from the hub, a folder, or `lowres prepare`.
 
 A task is one file in `parameters/tasks/`. A file that says `extends: other` is the other with the keys it names put in
 place, so a variation (three labels instead of two) is a few lines.
@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowres.files import BadInput, located, near, shown
+from lowres.tasks import sentiment
 from lowres.tasks.task_file import Source, TaskFile, extended_task, read_task
 
 if TYPE_CHECKING:
@@ -26,18 +26,13 @@ if TYPE_CHECKING:
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
 
 
-@cache
-def generated(module: str) -> dict[str, pd.DataFrame]:
-    """The sets of an embedded task."""
-    return import_module(f"lowres.tasks.{module}").generate()
-
-
 def find(spec: TaskFile, file: str, data_dir: str) -> Path:
     """`<data_dir>/<file>` with one of the endings that are read. Raises BadInput if there is none."""
     base = located(data_dir) / file
     found = [path for ending in FORMATS if (path := base.with_name(f"{base.name}.{ending}")).is_file()]
     if not found:
-        raise BadInput(f"data_dir: {shown(data_dir)!r} has no {file}.{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs")
+        key = "folder" if spec.folder else "data_dir"
+        raise BadInput(f"{key}: {shown(data_dir)!r} has no {file}.{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs")
     return found[0]
 
 
@@ -134,13 +129,12 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
 
 def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
     """What identifies a folder's data: the checksums that the task file declares, else those of the files at hand."""
-    if not data_dir:
-        return {}
     found = {}
     for source in (spec.pool, *spec.evaluation.values()):
         owner = read_task(source.task) if getattr(source, "task", "") else spec
-        for file in () if owner.embedded else source.files:
-            found[file] = owner.checksums.get(file) or sha256(find(owner, file, data_dir))
+        place = owner.folder or data_dir
+        for file in source.files if place and not owner.embedded else ():
+            found[file] = owner.checksums.get(file) or sha256(find(owner, file, place))
     return found
 
 
@@ -169,9 +163,9 @@ def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Ta
         rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task)
         return rows.rename(columns=dict(zip(other.text, spec.text)))
     if spec.embedded:
-        frame, where = generated(spec.embedded)[set_name], f"{spec.name} ({set_name})"
-    elif data_dir:
-        paths = [find(spec, file, data_dir) for file in source.files]
+        frame, where = sentiment.sets()[set_name], f"{spec.name} ({set_name})"
+    elif place := spec.folder or data_dir:
+        paths = [find(spec, file, place) for file in source.files]
         if not paths:
             raise BadInput(f"{spec.name}: {set_name}: the task file names no file, so data_dir cannot be used")
         for file, path in zip(source.files, paths):

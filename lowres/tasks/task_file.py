@@ -62,7 +62,8 @@ class TaskFile(BaseModel):
     version: int
     description: str
     show_rows: bool = False  # whether notebooks may print the texts
-    embedded: str = ""  # the module of lowres that generates the rows
+    embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
+    folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
     text: list[str] = Field(min_length=1)
     label: str = "label"
     labels: list[str] = Field(min_length=2)  # in the order of their indices
@@ -135,7 +136,8 @@ def read_task(name: str) -> TaskFile:
             raise BadInput(f"{shown(path)}: extends: {base.stem!r} extends itself")
         seen.add(base)
         content = {**read_yaml(base), **content}
-    return checked(TaskFile, content, shown(path))
+    spec = checked(TaskFile, content, shown(path))
+    return spec.model_copy(update={"folder": str((path.parent / spec.folder).resolve())}) if spec.folder else spec
 
 
 @cache

@@ -1,0 +1,96 @@
+"""What a study will take is told before it begins: operations as records count them, over a rate measured here."""
+
+import pytest
+from toys import GRAMMAR
+
+from lowres.methods.cost import flops
+from lowres.parameters import validated
+from lowres.runs import estimate
+from lowres.runs.estimate import Rate, Sizes, foretold, seconds, work
+from lowres.runs.notebook import start
+from lowres.runs.progress import TimeLeft
+from lowres.runs.study import read_study
+
+SIZES = Sizes(weights=1000, all_weights=1500, layers=6, hidden=10, reads=2048, labels=2, pool=500, text=20.0, evaluation=4000.0)
+EVEN = Rate(1.0, 1.0, 0.0)  # one operation a second: seconds are operations
+
+
+def asked(method: str, **more):
+    return validated(method, {"task": GRAMMAR, "shots": 8, **more}, "test")
+
+
+@pytest.mark.parametrize(("method", "more", "trainable", "skipped"), [
+    ("vanilla", {}, 1000, 0), ("pbft", {}, 1000, 0), ("lora", {}, 0, 0), ("adaptive", {"adapt": "layers", "train_layers": 3}, 500, 500),
+])
+def test_operations_are_those_that_a_record_counts(method, more, trainable, skipped):
+    p = asked(method, epochs=5, **more)
+    found = seconds(work(p, SIZES), SIZES, EVEN, 1)
+    assert found == pytest.approx(flops(1000, trainable, 16 * 20 * 5, 4000, skipped))
+
+
+def test_what_all_trials_share_is_read_once():
+    p = asked("baselines", classifier="probe")
+    assert seconds(work(p, SIZES), SIZES, EVEN, 4) == pytest.approx(2 * 1000 * (16 * 20 + 4000 / 4))
+    assert seconds(work(asked("baselines", classifier="tfidf"), SIZES), SIZES, EVEN, 4) == 0
+
+
+def test_a_context_costs_what_looks_back_at_it():
+    few, many = (seconds(work(asked("in_context", shots=shots), SIZES), SIZES, EVEN, 1) for shots in (2, 64))
+    behind = lambda shots: 4 * 6 * 10 * ((n := min(2 * shots * 22, 2048 - 40)) * 4000 + n * n / 2) + 2000 * n  # noqa: E731
+    assert many - few == pytest.approx(behind(64) - behind(2))
+
+
+def test_a_step_costs_its_weights_whatever_its_tokens():
+    p = asked("vanilla", epochs=5, batch_size=4)
+    assert seconds(work(p, SIZES), SIZES, Rate(1e30, 1e30, 0.5), 1) == pytest.approx(4 * 5 * 1500 * 0.5)
+
+
+def test_the_tokens_expected_are_those_of_a_real_trial(tiny_llama):
+    p = asked("pbft", model=tiny_llama, evaluation_rows=0)
+    run = start("pbft", p.model_dump())
+    run.encode(run.task.file.pattern(""))
+    found = estimate.sizes_for(p)
+    assert found.evaluation == pytest.approx(sum(len(ids) for inputs in run.evaluation.values() for ids in inputs.ids), rel=0.05)
+    assert found.weights == run.backbone.parameters() - run.backbone.embeddings() and found.all_weights == run.backbone.parameters()
+
+
+def test_a_rate_is_measured_once_and_kept(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "user_cache_path", lambda name: tmp_path / name)
+    rate = estimate.rate_of.__wrapped__(tiny_llama, "cpu", "float32", 1, 2)
+    assert rate.reading > 0 and rate.training > 0 and rate.step >= 0
+    monkeypatch.setattr(estimate, "_measured", lambda *_: pytest.fail("it is known"))
+    assert estimate.rate_of.__wrapped__(tiny_llama, "cpu", "float32", 1, 2) == rate
+
+
+def test_a_long_study_says_what_would_make_it_shorter(tiny_llama, tmp_path, monkeypatch):
+    asked = f"set: {{model: {tiny_llama}, task: {GRAMMAR}, seeds: [0, 1]}}"
+    (tmp_path / "long.yaml").write_text(f"description: d\n{asked}\nmethods: [{{method: vanilla}}]\n")
+    [run] = read_study(str(tmp_path / "long.yaml"), outputs=str(tmp_path)).runs
+    monkeypatch.setattr(estimate, "rate_of", lambda *_: Rate(1e12, 1e12, 0.0))
+    assert len(foretold({run: 2}, 1)[1]) == 1
+    monkeypatch.setattr(estimate, "rate_of", lambda *_: Rate(1e5, 1e5, 0.0))
+    expected, said = foretold({run: 2}, 1)
+    assert len(said) == 4 and "half the epochs" in said[2] and expected[run.name] > 1800
+
+
+def test_what_was_expected_is_corrected_by_trials_of_its_method_then_by_all(tmp_path):
+    asked = f"set: {{task: {GRAMMAR}}}\nvary: {{shots: [2, 4]}}"
+    (tmp_path / "s.yaml").write_text(f"description: d\n{asked}\nmethods: [{{method: vanilla}}, {{method: pbft}}]\n")
+    few, more, other, _ = read_study(str(tmp_path / "s.yaml"), outputs=str(tmp_path)).runs
+    left = TimeLeft([], {few.name: 10.0, more.name: 20.0, other.name: 5.0})
+    alone = lambda run: left.of({run: 1}, 1) - left.of({run: 0}, 1) - 8  # noqa: E731
+    assert alone(more) == 20
+    left.add(few, 15.0)
+    assert alone(few) == 15 and alone(more) == 30 and alone(other) == 7.5
+    left.add(other, 50.0)
+    assert alone(more) == 30 and alone(other) == 50
+
+
+def test_runs_are_handed_out_so_that_workers_end_together():
+    class Stub:
+        def __init__(self, name):
+            self.name, self.method, self.parameters = name, name, type("P", (), {"task": "t"})
+
+    runs = [Stub(name) for name in "abc"]
+    left = TimeLeft([], {"a": 100.0, "b": 60.0, "c": 40.0})
+    assert left.of(dict.fromkeys(runs, 1), 2) == 100 + 2 * 8
