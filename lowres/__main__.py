@@ -145,8 +145,8 @@ def _show_answer(study: Study) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lowres.analysis.answer import at_a_glance
     from lowres.analysis.collect import collect_study
-    from lowres.analysis.tables import at_a_glance
 
     console = Console(highlight=False)
     for title, lines, found in at_a_glance(collect_study(study).trials):

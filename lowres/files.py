@@ -59,10 +59,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """A YAML mapping by the safe loader. Raises BadInput if it is missing, malformed, or no mapping."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"{shown(path)}: there is no such file{near(path.stem, [p.stem for p in path.parent.glob('*.yaml')])}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BadInput(f"{shown(path)}: line {line} is not UTF-8: save the file as UTF-8") from None
+    except yaml.YAMLError as error:
         raise BadInput(f"{shown(path)}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{shown(path)}: a mapping of keys to values is wanted, not {type(content).__name__}")
@@ -78,13 +81,20 @@ def checked(schema: type[BaseModel], values: dict[str, Any], where: str) -> Any:
 
 
 def _sentence(fault: dict[str, Any], schema: type[BaseModel]) -> str:
-    key = ".".join(map(str, fault["loc"])) or "file"
+    key = ".".join(str(part) for part in fault["loc"] if "(" not in str(part))  # pydantic's own names for a check have brackets
     value = fault.get("input")
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{near(fault['loc'][-1], schema.model_fields)}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
     reason = fault["msg"].removeprefix("Value error, ")
+    if not key:  # of the whole file: the reason names the key
+        return reason
+    if fault["type"] == "string_type" and isinstance(value, (bool, int, float)):
+        written = str(value).lower() if isinstance(value, bool) else value
+        return f"{key}: YAML reads {written} as no text: put it in quotation marks, as it stands in the data"
+    if fault["type"] == "list_type" and isinstance(value, str):
+        reason += f": write [{value}]"
     if isinstance(value, str) and fault["type"].startswith(("float", "int")):
         reason += "; YAML reads this as text" + (": write 1.0e-5, not 1e-5" if "e" in value.lower() else "")
     return f"{key}: {value!r} is not accepted: {reason[0].lower()}{reason[1:]}"

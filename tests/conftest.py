@@ -11,8 +11,7 @@ from toys import GRAMMAR
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from lowres.files import ROOT, BadInput
-from lowres.models.backbone import load_backbone
-from lowres.models.compiling import check_compiler
+from lowres.models.backbone import check_compiler, load_backbone
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 

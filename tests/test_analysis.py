@@ -12,8 +12,8 @@ from synthetic import METHODS, fill, filled, make_study
 from toys import GRAMMAR
 
 from lowres import locks
-from lowres.analysis import collect, tables, verdicts
-from lowres.analysis.advice import Budget, advise, candidates, probability_best
+from lowres.analysis import answer, collect, tables, verdicts
+from lowres.analysis.answer import Budget, advise, candidates, probability_best
 from lowres.analysis.claims import paper_task
 from lowres.files import ROOT
 from lowres.runs import records, summary
@@ -204,7 +204,7 @@ def test_the_untrained_model_stands_beside_every_method_and_advice_asks_for_more
     assert set(better["untrained"]) == {0.9} and set(better["method"]) == {"vanilla", "pbft", "in_context"}
     assert "**none**" in advise(better, Budget()) and "the untrained model, which is right on 90.0 %" in advise(better, Budget())
     assert set(tables.readable_results(tables.result_table(better))["untrained, % (MCC)"]) == {"90.0 (0.700)"}
-    assert tables.answer_table(better)[0].iloc[1].tolist()[:3] == ["untrained model", "90.0", "90.0"]
+    assert answer.answer_table(better)[0].iloc[1].tolist()[:3] == ["untrained model", "90.0", "90.0"]
     pairs = [pair for one in verdicts.judge(better, 2.0) for pair in one.pairs if pair.contrast.measure == "in" and len(pair.d)]
     assert pairs and not any(pair.learnt for pair in pairs)
     without = collect.collect(*filled(tmp_path, tmp_path / "other", name="other", shots=(2,), methods=METHODS[:2], seeds=range(6)))
@@ -291,11 +291,11 @@ def test_the_answer_has_at_most_ten_lines_the_yardsticks_first_and_an_arrow_for_
     path, outputs = filled(tmp_path, shots=(2, 16), methods=[*METHODS, ablation], seeds=range(6),
                            tasks=("cola", "mnli"), effect=lambda run, domain: 9.0 if run.method == "pbft" else -9.0)
     trials = collect.collect(path, outputs).trials
-    lines, reading = tables.answer_table(trials)
+    lines, reading = answer.answer_table(trials)
     assert len(lines) == 10 and list(lines.iloc[:2, 0]) == ["constant answer", "untrained model"] and lines.iloc[2, 0] == "pbft"
     assert all("\u2191" in cell for cell in lines.iloc[2, 1:5]) and not any("\u2191" in cell for cell in lines.iloc[3:, 1:5].to_numpy().ravel())
     assert "16 examples per class" in reading and "rank=4" not in "".join(lines[""]), "ablations are not part of the answer"
-    assert tables.answer_table(trials.head(0))[0].empty
+    assert answer.answer_table(trials.head(0))[0].empty
     mean = trials[(trials["method"] == "pbft") & (trials["shots"] == 16) & (trials["set"] == "in_domain")]["accuracy"].mean()
     assert lines.iloc[2, 1].startswith(f"{100 * mean:.1f} [")
 
@@ -332,7 +332,7 @@ def test_a_terminals_answer_names_who_is_above_every_yardstick_tfidf_among_them(
     asked = {"tasks": ("mnli",), "shots": (2, 16), "seeds": range(6), "spread": 0.5}
     effect = lambda run, domain: gain.get(run.method, (-9.0, -9.0))[domain == "out"]  # noqa: E731
     trials = collect.collect(*filled(tmp_path, methods=methods, effect=effect, **asked)).trials
-    [(title, lines, found)] = tables.at_a_glance(trials)
+    [(title, lines, found)] = answer.at_a_glance(trials)
     assert title == "mnli, 16 examples per class, facebook/opt-125m"
     assert list(lines[""]) == ["constant answer", "untrained model", "pbft", "vanilla", "baselines classifier=tfidf", "lora", "in_context"]
     assert lines["in domain"][0] == "52.0" and lines["out of domain"][0] == "50.0"
@@ -340,6 +340,6 @@ def test_a_terminals_answer_names_who_is_above_every_yardstick_tfidf_among_them(
     low, high = summary.accuracy_interval(pbft)
     assert lines["in domain"][2] == f"{100 * pbft.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
     assert found == "Shown to be above the constant answer, the untrained model and TF-IDF, in domain: pbft, vanilla; out of domain: pbft."
-    without = tables.at_a_glance(trials[trials["method"] != "baselines"])[0][2]
+    without = answer.at_a_glance(trials[trials["method"] != "baselines"])[0][2]
     assert "TF-IDF" not in without and "out of domain: pbft, vanilla, lora" in without.replace("vanilla, pbft", "pbft, vanilla")
-    assert tables.at_a_glance(trials.head(0)) == []
+    assert answer.at_a_glance(trials.head(0)) == []

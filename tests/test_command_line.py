@@ -9,8 +9,8 @@ import pytest
 import yaml
 from toys import GRAMMAR
 
-from lowres.__main__ import RunOptions, command_again, main
 from lowres import files
+from lowres.__main__ import RunOptions, command_again, main
 from lowres.files import ROOT
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study

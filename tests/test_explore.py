@@ -55,7 +55,7 @@ def test_shots_are_held_against_the_constant_answer(looked_at):
 
 
 @pytest.mark.parametrize("pattern, said", [("no place", "wants a place for each of {sentence}, once"), ("{sentence} {sentence}", "once"),
-                                           ("{sentence", "expected '}'"), ("{other} ?", "{sentence}")])
+                                           ("{sentence", "a brace is left open"), ("{other} ?", "{sentence}")])
 def test_a_pattern_without_its_text_is_refused_in_a_sentence(looked_at, pattern, said):
     backbone, task, _, words = looked_at
     with pytest.raises(BadInput, match="pattern: ") as caught:

@@ -9,7 +9,7 @@ from synthetic import METHODS, fill, make_study
 from toys import ENTAILMENT, GRAMMAR
 
 from lowres.analysis import tables, verdicts
-from lowres.analysis.advice import Budget, advise, candidates
+from lowres.analysis.answer import Budget, advise, candidates
 from lowres.analysis.claims import ADAPTIVE, LORA, PATTERN, PBFT, VANILLA, Contrast, paired, relevant
 from lowres.analysis.collect import collect
 from lowres.runs.study import read_study

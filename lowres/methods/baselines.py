@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from lowres.files import BadInput, located, near, shown
 from lowres.methods.evaluation import last_states
 from lowres.models.batches import Inputs
-from lowres.tasks.load import Task, load_task, read_table
+from lowres.tasks.load import Task, load_task
+from lowres.tasks.table import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ def brought(p, task: Task, seed: int) -> dict[str, np.ndarray]:
     label that is unknown, missing or there twice, or numbers that are no probabilities.
     """
     path = located(p.predictions)
-    table, where, whole = read_table(path), shown(path), load_task(p.task, p.data_dir, 0, p.also_evaluate)
+    table, where, whole = read_table(path, KEYS).frame, shown(path), load_task(p.task, p.data_dir, 0, p.also_evaluate)
     for column in KEYS:
         if column not in table:
             raise BadInput(f"{where}: column {column!r} is missing{near(column, table.columns)}")

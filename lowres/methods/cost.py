@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from lowres.models.compiling import seconds_compiling
+from lowres.models.backbone import seconds_compiling
 
 
 class Meter:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowres.files import BadInput
-from lowres.tasks.task_file import TaskFile
+from lowres.tasks.task_file import TaskFile, filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def instruction(spec: TaskFile, words: list[str]) -> str:
     """The instruction with the label words in it. Raises BadInput if the task has none."""
     if not spec.instruction:
         raise BadInput(f"context: 'instruction' asks for the key `instruction` in the task file of {spec.name!r}, which has none")
-    return spec.instruction.format(**{label: word.strip() for label, word in zip(spec.labels, words)})
+    return filled(spec.instruction, {label: word.strip() for label, word in zip(spec.labels, words)})
 
 
 def predict_after(

@@ -24,7 +24,7 @@ from lowres.models.batches import encode
 from lowres.models.heads import Classifier, Verbalizer
 from lowres.tasks.load import Task
 from lowres.tasks.shots import Streams, checksum, draw
-from lowres.tasks.task_file import TaskFile, fields
+from lowres.tasks.task_file import TaskFile, fields, filled
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -62,7 +62,7 @@ def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd
     """A made-up text in the pattern, and how probable the backbone finds each label word there, before any training."""
     example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
     print("pattern:", repr(pattern))
-    print("example:", repr(pattern.format(**example.iloc[0])))
+    print("example:", repr(filled(pattern, example.iloc[0])))
     logits = predict(backbone, Verbalizer(backbone, words), {"example": encode(backbone, example, pattern, backbone.context_length)})
     return pd.DataFrame({"label": task.labels, "label word": [repr(word) for word in words],
                          "probability among them": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).softmax(0)]}).set_index("label")
@@ -187,7 +187,7 @@ def _page(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: dict[s
     first = label_probabilities(backbone, task.file, pattern, words, example)
     second = score_shots(backbone, task, shots, pattern, words)
     boxes = [f'<span style="border:1px solid #999;border-radius:3px;padding:0 2px;white-space:pre">{html.escape(repr(piece)[1:-1])}</span>'
-             for piece in tokens(backbone, pattern.format(**example))]
+             for piece in tokens(backbone, filled(pattern, example))]
     code = [f"text_pattern = {pattern!r}", f"words = {words!r}", f"example = {example!r}",
             "show.tokens(backbone, text_pattern.format(**example))",
             "show.label_probabilities(backbone, task.file, text_pattern, words, example)",

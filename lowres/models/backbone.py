@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
+import sysconfig
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +145,6 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto", comp
     # so a float32 run that is asked for by name keeps exact products.
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "medium")
     if compiled:
-        from lowres.models.compiling import compile_layers
-
         compile_layers(layer_stack(backbone.model))
         backbone.compiled = True
     return backbone
@@ -192,3 +195,50 @@ def layer_stack(model: nn.Module) -> nn.ModuleList:
     if not outermost:
         raise BadInput(f"model: {type(model).__name__} has no stack of layers of one type, which adapt: layers and compiled: true want")
     return max(outermost, key=len)
+
+
+# torch.compile for the layers: what a layer does between its matrix products, which reads and writes memory more than it computes, becomes a few
+# fused loops. It costs seconds before the first step, so it is asked for (`compiled: true`) where a run is long. What was built stays in torch's
+# own cache for later runs.
+VARIANTS = 64  # of a layer: training or not, frozen or not, adapted or not, one row or several; torch gives up after 8
+_spent = {"seconds": 0.0, "since": 0.0}
+
+
+def check_compiler(device: str) -> None:
+    """Raises BadInput where the loops could not be built: they are C++ on a CPU, and on a GPU Triton builds what starts them."""
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    names = ("CC", "gcc", "clang") if on_gpu else ("CXX", "g++", "clang++")
+    compiler = os.environ.get(names[0], names[2] if sys.platform == "darwin" else names[1])
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    needed = {f"the compiler {compiler}": shutil.which(compiler), f"the header {header.name} of Python's development files": header.is_file()}
+    for what, there in needed.items():
+        if not there:
+            raise BadInput(f"compiled: true needs {what}, which is not here; false needs nothing")
+
+
+def compile_layers(layers: nn.ModuleList) -> None:
+    """Compiles a backbone's layers when they are first called: each variant once, for all layers and lengths."""
+    from torch import _inductor
+    from torch._dynamo import callback, config
+
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    _inductor.config.fallback_random = True  # dropout draws the masks that it draws uncompiled
+    _inductor.config.compile_threads = 1  # a run's neighbours have the other cores
+    if _started not in callback.callback_handler.start_callbacks:
+        callback.on_compile_start(_started)
+        callback.on_compile_end(_ended)
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
+def seconds_compiling() -> float:
+    """How long this process has compiled so far: a machine's start, and no part of what a method costs."""
+    return _spent["seconds"]
+
+
+def _started(_) -> None:
+    _spent["since"] = time.perf_counter()
+
+
+def _ended(_) -> None:
+    _spent["seconds"] += time.perf_counter() - _spent["since"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowres.files import BadInput
-from lowres.tasks.task_file import fields
+from lowres.tasks.task_file import fields, filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     columns = list(dict.fromkeys(fields(pattern)))  # a pattern may say a text twice
     room = min(max_length, backbone.context_length) - len(backbone.prefix)
     records = examples[columns].to_dict("records")
-    ids = backbone.tokenize([pattern.format(**record) for record in records]) if records else []
+    ids = backbone.tokenize([filled(pattern, record) for record in records]) if records else []
     cut = 0
     for i, record in enumerate(records):
         cut += len(ids[i]) > room
@@ -74,7 +74,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
                 raise BadInput(f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
             shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
             record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
-            ids[i] = backbone.tokenize([pattern.format(**record)])[0]
+            ids[i] = backbone.tokenize([filled(pattern, record)])[0]
     return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut)
 
 

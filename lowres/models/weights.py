@@ -48,11 +48,17 @@ def _from_hub(name: str, weights: bool) -> Path:
     raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
 
 
-def _embedded_folder() -> Path:
-    from filelock import FileLock
+def embedded_place() -> Path:
+    """Where the embedded model lies, once it is made ready."""
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("lowres") / f"{EMBEDDED}-{GGUF_SHA256[:8]}"
+    return user_cache_path("lowres") / f"{EMBEDDED}-{GGUF_SHA256[:8]}"
+
+
+def _embedded_folder() -> Path:
+    from filelock import FileLock
+
+    folder = embedded_place()
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

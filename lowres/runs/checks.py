@@ -75,11 +75,13 @@ def check_study(study: Study) -> list[str]:
 def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
     """What is said of a study: warnings, each once; BadInput is raised for what cannot be run."""
     smallest_pool: dict[tuple, int] = {}
-    seen, close = set(), {}
+    seen, close, said = set(), {}, []
     for _, p in asked:
         key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
         if key not in smallest_pool:
-            smallest_pool[key] = fewest(load_task(*key).pool)
+            loaded = load_task(*key)
+            smallest_pool[key] = fewest(loaded.pool)
+            said += [f"{p.task}: {sentence}" for sentence in loaded.warnings]
         if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
             raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
         if len(p.seeds) > 1:
@@ -90,7 +92,7 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
             check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
             check_method(p)
         rehearse(p)
-    return [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
+    return said + [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
 
 
 def forget_files() -> None:
@@ -104,8 +106,7 @@ def check_method(p: Parameters) -> None:
     """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
     if p.compiled:
         from lowres.models.adapters import shape_of
-        from lowres.models.backbone import layer_stack
-        from lowres.models.compiling import check_compiler
+        from lowres.models.backbone import check_compiler, layer_stack
 
         check_compiler(p.device)
         layer_stack(shape_of(p.model))
@@ -146,10 +147,27 @@ def check_file(name: str, data_dir: str | None) -> str:
     return f"{shown(path)}: the parameters of {path.stem}: nothing is wrong with them"
 
 
+def _of_words(spec: TaskFile) -> list[str]:
+    """What will be wrong with label words and patterns for the embedded model, if that is at hand."""
+    said = [f"patterns.{name}: ends with a space, and label words begin with one: leave it out" for name, text in spec.patterns.items()
+            if text.endswith(" ") and any(word.startswith(" ") for words in spec.label_words.values() for word in words.values())]
+    from lowres.models.heads import word_ids
+    from lowres.models.weights import embedded_place, load_tokenizer
+
+    if embedded_place().is_dir():
+        for name in spec.label_words:
+            try:
+                word_ids(load_tokenizer(embedded_place()), spec.words(name))
+            except BadInput as error:
+                said.append(f"label_words.{name}, with {identity.EMBEDDED}: {str(error).removeprefix('label_words: ')}")
+    return said
+
+
 def _check_task(path: Path, data_dir: str | None) -> str:
     task = load_task(str(path), data_dir or "")
     sets = ", ".join(f"{name} {len(rows):,}" for name, rows in task.evaluation.items())
     declare = {file: mark for file, mark in task.checksums.items() if file not in task.file.checksums and mark != "hub"}
     hint = "".join(f"\n  {file}: {mark}" for file, mark in declare.items())
     hint = f"\nTo have results known by their data, add to the file:\nchecksums:{hint}" if hint else ""
-    return f"{task.file.name}: pool {len(task.pool):,}, {sets} rows: nothing is wrong with it{hint}"
+    said = "".join(f"\n{sentence}" for sentence in [*task.notes, *task.warnings, *_of_words(task.file)])
+    return f"{task.file.name}: pool {len(task.pool):,}, {sets} rows: nothing is wrong with it{said}{hint}"

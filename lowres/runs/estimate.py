@@ -211,13 +211,14 @@ def _halved(run: Run, key: str) -> Run:
 def rate_of(model: str, device: str, precision: str, threads: int, workers: int) -> Rate:
     """Of a model on this machine, from the user's cache folder if it was measured before."""
     place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    precision, shape = resolved_precision(precision, place), _shape(model).config
+    precision, shape = resolved_precision(precision, place), _shape(model)
     machine = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
-    key = f"{shape.model_type} {shape.hidden_size} wide, {precision}, {machine}, {workers} x {threads} threads, torch {torch.__version__}"
+    layer = sum(weight.numel() for weight in layer_stack(shape.base_model)[0].parameters())
+    key = f"layers of {layer:,} weights, {precision}, {machine}, {workers} x {threads} threads, torch {torch.__version__}"
     file = user_cache_path("lowres") / "rates.json"
     kept = read_json(file) or {}
     if key not in kept:
-        kept[key] = asdict(_measured(shape, place, precision, threads, workers))
+        kept[key] = asdict(_measured(shape.config, place, precision, threads, workers))
         try:
             write_json(file, kept)
         except OSError:  # a cache that cannot be written costs two seconds each time

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowres.files import BadInput, located, near, shown
 from lowres.tasks import sentiment
+from lowres.tasks.table import FORMATS, Table, read_table
 from lowres.tasks.task_file import Source, TaskFile, extended_task, read_task
 
 if TYPE_CHECKING:
@@ -23,17 +24,25 @@ if TYPE_CHECKING:
     from lowres.tasks.task_file import Hub
 
 
-FORMATS = ("tsv", "csv", "jsonl", "parquet")
+UNSEEN = "[\u200b\u200c\u200d\u2060\ufeff]"  # characters of no width
+SKEWED = 10  # times as many rows as the rarest label has: from there the commonest one is spoken of
 
 
 def find(spec: TaskFile, file: str, data_dir: str) -> Path:
-    """`<data_dir>/<file>` with one of the endings that are read. Raises BadInput if there is none."""
+    """`<data_dir>/<file>`, with one of the endings that are read if it has none itself. Raises BadInput if there is none, or several."""
     base = located(data_dir) / file
-    found = [path for ending in FORMATS if (path := base.with_name(f"{base.name}.{ending}")).is_file()]
-    if not found:
-        key = "folder" if spec.folder else "data_dir"
-        raise BadInput(f"{key}: {shown(data_dir)!r} has no {file}.{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs")
-    return found[0]
+    if base.is_file():
+        return base
+    beside = sorted(base.parent.iterdir()) if base.parent.is_dir() else []
+    found = [path for path in beside if path.is_file() and path.stem == base.name and path.suffix.lower() in FORMATS]
+    if len(found) == 1:
+        return found[0]
+    key = "folder" if spec.folder else "data_dir"
+    if found:
+        names = " and ".join(path.name for path in found)
+        raise BadInput(f"{key}: {shown(data_dir)!r} has {names}: the task {spec.name!r} wants one of them, by its full name")
+    others = f" (there are: {', '.join(path.name for path in beside[:8])})" if beside else ""
+    raise BadInput(f"{key}: {shown(data_dir)!r} has no {file}{{{','.join(FORMATS)}}}, which the task {spec.name!r} needs{others}")
 
 
 def verified(spec: TaskFile, file: str, path: Path) -> str:
@@ -47,26 +56,6 @@ def verified(spec: TaskFile, file: str, path: Path) -> str:
 @cache
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A file as a frame, everything in a tab- or comma-separated one as text. Raises BadInput for one that is damaged."""
-    try:
-        return _read_table(path)
-    except (ValueError, OSError) as error:  # whatever pandas' readers raise
-        raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: {' '.join(str(error).split())}") from None
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False)
-    # A tab-separated file quotes nothing (quoting=3), and 'NA' is a word; a comma-separated one quotes as usual.
-    options = {"sep": "\t", "quoting": 3} if path.suffix == ".tsv" else {}
-    return pd.read_csv(path, dtype=str, keep_default_na=False, **options)
 
 
 def from_hub(hub: Hub) -> pd.DataFrame:
@@ -89,6 +78,7 @@ class Task:
     pool: pd.DataFrame
     evaluation: dict[str, pd.DataFrame]
     notes: list[str] = field(default_factory=list)  # rows dropped and why, for the reader
+    warnings: list[str] = field(default_factory=list)  # what was guessed of the files, and how their labels are spread
     checksums: dict[str, str] = field(default_factory=dict)  # what was read
 
     @property
@@ -122,6 +112,7 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
         task.evaluation[set_name] = others.loc[~_key(others, spec.text).isin(set(_key(task.pool, spec.text)))]
         if not len(task.evaluation[set_name]):
             raise BadInput(f"{spec.name}: {set_name}: every row also stands in the pool")
+    task.warnings += _skewed(task)
     for set_name, rows in task.evaluation.items():
         task.evaluation[set_name] = capped(rows, evaluation_rows, [by for by in spec.evaluation[set_name].break_down_by if by != "label"])
     return task
@@ -150,74 +141,108 @@ def capped(rows: pd.DataFrame, most: int, strata: list[str]) -> pd.DataFrame:
     return rows.loc[sorted(in_order[((np.arange(most) + 0.5) * len(rows) / most).astype(int)])]
 
 
-def _key(rows: pd.DataFrame, text: list[str]) -> pd.Series:
-    """What makes two rows the same text."""
-    return rows[text].agg(lambda row: "\x1f".join(part.strip() for part in row), axis=1)
+def _key(rows: pd.DataFrame, text: list[str], alike: bool = False) -> pd.Series:
+    """What makes two rows the same text; with `alike`, whatever their case, white space and Unicode form."""
+    parts = [rows[column].str.strip() for column in text]
+    if alike:
+        parts = [part.str.normalize("NFKC").str.replace(UNSEEN, "", regex=True).str.casefold().str.split().str.join(" ")
+                 for part in parts]
+    return reduce(lambda left, right: left + "\x1f" + right, parts)
 
 
 def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> pd.DataFrame:
+    """A set's rows, numbered from 0 through all of its files."""
     import pandas as pd
 
     if getattr(source, "task", ""):
         other = read_task(source.task)
         rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task)
         return rows.rename(columns=dict(zip(other.text, spec.text)))
+    parts, start = [], 0
+    for table in _tables(spec, set_name, source, data_dir, task):
+        part = _labelled(spec, source, table, task, set_name)
+        parts.append(part.set_axis(part.index + start))
+        start += len(table.frame)
+        task.warnings += table.notes
+    return pd.concat(parts)
+
+
+def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> list[Table]:
     if spec.embedded:
-        frame, where = sentiment.sets()[set_name], f"{spec.name} ({set_name})"
-    elif place := spec.folder or data_dir:
+        return [Table(f"{spec.name} ({set_name})", sentiment.sets()[set_name])]
+    if place := spec.folder or data_dir:
         paths = [find(spec, file, place) for file in source.files]
         if not paths:
             raise BadInput(f"{spec.name}: {set_name}: the task file names no file, so data_dir cannot be used")
         for file, path in zip(source.files, paths):
             task.checksums[file] = verified(spec, file, path)
-        frame, where = pd.concat([read_table(path) for path in paths], ignore_index=True), shown(paths[0])
-    elif source.hub:
-        frame, where = from_hub(source.hub), f"{source.hub.id} ({source.hub.split})"
+        return [read_table(path, [*spec.columns.values(), spec.label]) for path in paths]
+    if source.hub:
+        frame = from_hub(source.hub)
         for column in set(getattr(source, "break_down_by", [])) - set(frame):  # GLUE's CoLA has no `source`
             frame[column] = "not on the hub"
         task.checksums[f"{source.hub.id}@{source.hub.revision}:{source.hub.split}"] = "hub"
-    else:
-        raise BadInput(f"{spec.name}: {set_name}: the task file names no hub source: give data_dir")
-    return _labelled(spec, source, frame, where, task, set_name)
+        return [Table(f"{source.hub.id} ({source.hub.split})", frame)]
+    raise BadInput(f"{spec.name}: {set_name}: the task file names no hub source: give data_dir")
 
 
-def _labelled(spec: TaskFile, source: Source, frame: pd.DataFrame, where: str, task: Task, set_name: str) -> pd.DataFrame:
+def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name: str) -> pd.DataFrame:
     extra = getattr(source, "break_down_by", [])
-    for column in [*spec.text, spec.label, *extra]:
-        if column not in frame:
-            raise BadInput(f"{where}: column {column!r} is missing{near(column, frame.columns)}")
-    names = {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
-    if (empty := frame[spec.label].isna()).any():
-        raise BadInput(f"{where}: {spec.label}: is empty in row {empty.idxmax()}")
-    values = frame[spec.label].astype(str)
-    unknown = sorted(set(values) - set(names))
-    if unknown:
+    texts, values = {name: table.text(column) for name, column in spec.columns.items()}, table.text(spec.label).fillna("")
+    names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
+    names |= {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
+    if unknown := sorted(set(values) - set(names)):
         row = int((values == unknown[0]).idxmax())
-        raise BadInput(f"{where}: {spec.label}: {unknown[0]!r} in row {row} is no label{near(unknown[0], names)}")
+        if not unknown[0].strip():
+            raise BadInput(f"{table.where}: {spec.label}: is empty in {table.place(row)}")
+        raise BadInput(f"{table.where}: {spec.label}: {unknown[0]!r} in {table.place(row)} is no label{near(unknown[0], names)}")
     labels = values.map(names)
-    kept = frame.loc[labels.notna()]
-    if len(kept) < len(frame):
-        task.notes.append(f"{set_name}: {len(frame) - len(kept):,} of {len(frame):,} rows dropped, their label is not asked for")
-    for column in spec.text:
-        if (empty := kept[column].isna() | (kept[column].astype(str).str.strip() == "")).any():
-            raise BadInput(f"{where}: {column}: is empty in row {empty.idxmax()}")
-    result = kept[spec.text].astype(str).copy()
-    result["label"] = labels.dropna().map(spec.labels.index).astype(int)
+    kept = labels.notna()
+    if not kept.all():
+        task.notes.append(f"{set_name}: {(~kept).sum():,} of {len(kept):,} rows dropped, their label is not asked for")
+    result = {}
+    for name, column in texts.items():
+        result[name] = column[kept]
+        if (empty := result[name].isna() | (result[name].fillna("").str.strip() == "")).any():
+            raise BadInput(f"{table.where}: {name}: is empty in {table.place(int(empty.idxmax()))}")
+    result["label"] = labels[kept].map(spec.labels.index).astype(int)
     for column in extra:
         # A break-down by the label shows the names; `label` itself stays the index.
-        result[column if column != "label" else "gold"] = (labels.dropna() if column == "label" else kept[column]).astype(str)
-    return result
+        result[column if column != "label" else "gold"] = labels[kept] if column == "label" else table.text(column)[kept].fillna("")
+    import pandas as pd
+
+    return pd.DataFrame(result)
 
 
 def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:
-    key = _key(pool, task.file.text)
-    own = [name for name, rows in task.file.evaluation.items() if not rows.task]
-    evaluated = {text for name in own for text in _key(task.evaluation[name], task.file.text)}
-    leaked = key.isin(evaluated)
+    """The pool without what also stands in an evaluation set, in whatever case, white space and Unicode form, and without repeats."""
+    text, own = task.file.text, [name for name, rows in task.file.evaluation.items() if not rows.task]
+    key, alike = _key(pool, text), _key(pool, text, alike=True)
+    evaluated = {found for name in own for found in _key(task.evaluation[name], text, alike=True)}
+    leaked = alike.isin(evaluated)
     conflicting = pool["label"].groupby(key).transform("nunique") > 1
     repeated = key.duplicated() & ~conflicting
-    task.notes.append(
-        f"pool: {len(pool):,} rows; dropped {leaked.sum()} that also stand in an evaluation set, "
-        f"{(conflicting & ~leaked).sum()} repeats whose labels disagree, {(repeated & ~leaked).sum()} other repeats"
-    )
-    return pool.loc[~(leaked | conflicting | repeated)]
+    dropped = (f"dropped {leaked.sum()} that also stand in an evaluation set, {(conflicting & ~leaked).sum()} repeats whose labels disagree, "
+               f"{(repeated & ~leaked).sum()} other repeats")
+    task.notes.append(f"pool: {len(pool):,} rows; {dropped}")
+    rest = ~(leaked | conflicting | repeated)
+    ends = "[.!?\u2026\\s]+$"
+    but_for_ends = alike[rest].str.replace(ends, "", regex=True).isin({text.rstrip(".!?\u2026 ") for text in evaluated})
+    if but_for_ends.any():
+        task.warnings.append(f"pool: {but_for_ends.sum()} rows stand in an evaluation set but for their last mark, and were kept")
+    if near_repeats := int(alike[rest].duplicated().sum()):
+        task.warnings.append(f"pool: {near_repeats} rows differ from another in case, white space or Unicode form alone, and were kept")
+    return pool.loc[rest]
+
+
+def _skewed(task: Task) -> list[str]:
+    """What a reader should know of the sets' labels: one that a set lacks, one with a tenth of another's rows."""
+    said = []
+    for name, rows in {"pool": task.pool, **task.evaluation}.items():
+        counts = rows["label"].value_counts().reindex(range(len(task.labels)), fill_value=0)
+        if lacking := [repr(task.labels[i]) for i in counts.index[counts == 0]]:
+            said.append(f"{name}: no row is of the label {', '.join(lacking)}: a constant answer is right on {counts.max() / counts.sum():.0%}")
+        elif counts.max() >= SKEWED * counts.min():
+            rarest, commonest = (repr(task.labels[i]) for i in (counts.idxmin(), counts.idxmax()))
+            said.append(f"{name}: {counts.min()} rows are of the label {rarest}, {counts.max():,} of {commonest}")
+    return said

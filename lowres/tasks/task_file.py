@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import string
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, shown
 
+OF_USER = " (text)"
+PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
 
 def fields(pattern: str) -> list[str]:
     """Their names, in order, each as often as it stands there. Raises ValueError if a brace is left open."""
-    return [name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None]
+    if set("{}") & set(PLACE.sub("", pattern)):
+        raise ValueError("a brace is left open: one that stands for itself is written twice")
+    return [found[1] for found in PLACE.finditer(pattern) if found[1] is not None]
+
+
+def filled(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern with a value in each place, by its name alone: nothing of Python's formatting is heeded. `{{` and `}}` are braces."""
+    return PLACE.sub(lambda found: found[0][0] if found[1] is None else values[found[1]], pattern)
 
 
 def _inside_the_folder(path: str) -> str:
@@ -75,10 +86,27 @@ class TaskFile(BaseModel):
     label_words: dict[str, dict[str, str]] = Field(min_length=1)
     instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """By the name that a text has here, the column of the files: a column called `label` is not the label's index."""
+        return {name: name.removesuffix(OF_USER) for name in self.text}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_is_called_as_the_label_is_here(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "label" not in (content.get("text") or ()):
+            return content
+        named = lambda text: text.replace("{label}", f"{{label{OF_USER}}}") if isinstance(text, str) else text  # noqa: E731
+        patterns = {name: named(text) for name, text in (content.get("patterns") or {}).items()}
+        return content | {"text": [f"label{OF_USER}" if name == "label" else name for name in content["text"]], "patterns": patterns}
+
     @model_validator(mode="after")
     def _holds_together(self) -> TaskFile:
         for name, pattern in self.patterns.items():
-            columns = fields(pattern)
+            try:
+                columns = fields(pattern)
+            except ValueError as error:
+                raise ValueError(f"patterns.{name}: {pattern!r}: {error}") from None
             for column in columns:
                 if column not in self.text:
                     raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")

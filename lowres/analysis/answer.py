@@ -1,22 +1,127 @@
-"""Which method to use within a budget: the pick, the runner-up, and the probability that the pick is the best.
+"""The answer: which method to use, as a table of ten lines, as a terminal has room for, and as advice within a budget.
 
-The probability is the paired bootstrap's: seeds are drawn anew, all candidates together, and the share of draws is counted in which a
-candidate's mean is the highest. Candidates compete with one another, so the luck of the best of many is counted in.
+Advice is the pick, the runner-up, and the probability that the pick is the best: the paired bootstrap's, in which seeds are drawn anew, all
+candidates together, and the share of draws is counted in which a candidate's mean is the highest. Candidates compete with one another, so the
+luck of the best of many is counted in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lowres.analysis.collect import main_runs
 from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT
+from lowres.analysis.tables import NOTHING, at_most_shots, most_shots, of_machines
 from lowres.files import safe
-from lowres.runs.summary import interval
+from lowres.runs.summary import accuracy_interval, ends, interval
 
+MOST_LINES = 10  # of a table that a person reads
+TFIDF = ("baselines", "classifier=tfidf")
 CLEAR = 0.95  # below this probability there is no clear winner: of two equal methods, one would pass 0.8 in 4 of 10 studies
 RUN = ["method", "variant", "model", "shots"]
+
+
+def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
+    """What the answer is about: the study's main runs, of one model, the one with the most results."""
+    part = main_runs(trials)
+    return part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
+
+
+def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """At most ten lines: the yardsticks, then methods at the most shots, the best first; and a sentence on how to read it.
+
+    A cell: mean accuracy over seeds with its 95 % interval, percent; an arrow where that is above both yardsticks.
+    """
+    part = main_lines(trials)
+    if not len(part):
+        return pd.DataFrame(), NOTHING
+    shots, model = most_shots(part), part["model"].iloc[0]
+    part, absent = at_most_shots(part)
+    sets = {key: f"{Path(key[0]).stem}: {key[1]}" for key in part[["task", "set"]].drop_duplicates().itertuples(index=False, name=None)}
+    lines = {(method, variant): [_cell(run, key) for key in sets] for (method, variant), run in part.groupby(["method", "variant"], sort=False)}
+    order = part.groupby(["method", "variant"])["accuracy"].mean().sort_values(ascending=False, kind="stable").index
+    rows = [["constant answer", *_bar(part, sets, "constant"), ""]]
+    if part["untrained"].notna().any():
+        rows.append(["untrained model", *_bar(part, sets, "untrained"), ""])
+    best = list(order)[:MOST_LINES - len(rows)]
+    seconds = _seconds(part)
+    rows += [[_line_name(key), *lines[key], seconds[key]] for key in best]
+    said = [f"{safe(model)}, {shots} examples per class. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
+    if len(order) > len(best):
+        said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
+    return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
+
+
+def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """For each task what a terminal has room for: its name and shots, a table (method, in domain, out of domain, seconds; the yardsticks first,
+    the best method next), and a sentence on who is above constant answer, untrained model and TF-IDF.
+
+    Out of domain is the mean over the sets. Accuracy in percent with its 95 % interval over seeds.
+    """
+    if not len(lines := main_lines(trials)):
+        return []
+    found = []
+    for task, whole in lines.groupby("task", sort=False):
+        part, absent = at_most_shots(whole)
+        table, said = _glance(part)
+        found.append((f"{task}, {most_shots(part)} examples per class, {part['model'].iloc[0]}", table, f"{said} {absent}".strip()))
+    return found
+
+
+def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    domains = {"in": "in domain", "out": "out of domain"}
+    bars = part.groupby("domain")[["constant", "untrained"]].mean().T.to_dict()
+    rows, above = [], {domain: [] for domain in domains}
+    each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")}
+            for key, run in part.groupby(["method", "variant"], sort=False)}
+    counted = {domain: each[TFIDF][domain].mean() for domain in each[TFIDF]} if TFIDF in each else {}
+    seconds = _seconds(part)
+    for key in sorted(each, key=lambda key: -np.mean([scores.mean() for scores in each[key].values()])):
+        name, cells = _line_name(key), []
+        for domain in domains:
+            scores = each[key].get(domain, pd.Series(dtype=float))
+            low, high = accuracy_interval(scores)
+            cells.append(f"{100 * scores.mean():.1f}{ends(low, high)}" if len(scores) else "")
+            if key != TFIDF and len(scores) and low > np.nanmax([*bars[domain].values(), counted.get(domain, 0)]):
+                above[domain].append(name)
+        rows.append([name, *cells, seconds[key]])
+    for name, title in (("untrained", "untrained model"), ("constant", "constant answer")):
+        cells = [bars.get(domain, {}).get(name, np.nan) for domain in domains]
+        if not np.isnan(cells).all():
+            rows.insert(0, [title, *("" if np.isnan(cell) else f"{100 * cell:.1f}" for cell in cells), ""])
+    said = [f"{title}: {', '.join(above[domain]) or 'none'}" for domain, title in domains.items() if domain in bars]
+    yardsticks = "the constant answer, the untrained model" + (" and TF-IDF" if counted else "")
+    return (pd.DataFrame(rows[:MOST_LINES], columns=["", *domains.values(), "s a trial"]),
+            f"Shown to be above {yardsticks}, {'; '.join(said)}.")
+
+
+def _line_name(key: tuple[str, str]) -> str:
+    """A method and its variant, with places where a long one may break."""
+    return f"{key[0]} {key[1].replace(',', ', ')}".strip()
+
+
+def _seconds(part: pd.DataFrame) -> pd.Series:
+    """By method and variant what a trial takes on average, as text."""
+    once = part.drop_duplicates(["method", "variant", "task", "seed"])
+    return once.groupby(["method", "variant"])["seconds"].mean().map("{:.0f}".format)
+
+
+def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
+    here = run[(run["task"] == key[0]) & (run["set"] == key[1])]
+    if not len(here):
+        return ""
+    low, high = accuracy_interval(here["accuracy"])
+    above = low > np.nanmax([here["constant"].iloc[0], here["untrained"].iloc[0]])
+    return f"{100 * here['accuracy'].mean():.1f}{ends(low, high)}" + (" ↑" if above else "")
+
+
+def _bar(part: pd.DataFrame, sets: dict, name: str) -> list[str]:
+    means = part.groupby(["task", "set"])[name].mean()
+    return ["" if np.isnan(means[key]) else f"{100 * means[key]:.1f}" for key in sets]
 
 
 @dataclass(frozen=True)
