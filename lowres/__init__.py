@@ -16,6 +16,7 @@ PLACES = {
     "lowres.methods.training": ("Outcome", "Training", "train"),
     "lowres.methods.evaluation": ("predict", "scored"),
     "lowres.runs.summary": ("compared", "side_by_side"),
+    "lowres.methods.kept": ("load",),
 }
 _home = {name: module for module, names in PLACES.items() for name in names}
 __all__ = [*_home, "show"]

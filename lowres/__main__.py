@@ -1,4 +1,4 @@
-"""The command line: lowres run | status | check | analyse | publish STUDY; prepare, once per user; convert MODEL."""
+"""The command line: lowres run | status | check | analyse | publish | keep STUDY; predict FOLDER FILE; prepare, once per user; convert MODEL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from lowres.files import BadInput, called, located, shown
-from lowres.runs.progress import problems, summary
+from lowres.runs.progress import Expected, problems, summary
 from lowres.runs.status import Status, all_statuses, counts, remaining
 from lowres.runs.study import Run, Study, read_study, select
 
@@ -50,7 +50,7 @@ def run_command(order: RunOptions) -> int:
     if todo and not order.dry_run:  # before anything is written: bad input is one sentence
         wanted = {status.run: status.wanted - status.finished for status in statuses if status.run in set(todo)}
         said, expected = _elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, order.workers, order.scheduler)
-        todo = in_good_order(todo, {run: trials * expected.get(run.name, 0.0) for run, trials in wanted.items()})
+        todo = in_good_order(todo, {run: trials * expected.get(run.name, (0.0, 0.0))[0] for run, trials in wanted.items()})
     for line in said:
         print(line)
     for line in problems(statuses):
@@ -82,7 +82,7 @@ def in_good_order(todo: list[Run], seconds: dict[Run, float]) -> list[Run]:
     return [first, *sorted(others, key=lambda run: -seconds[run])]
 
 
-def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run], expected: dict[str, float]) -> bool:
+def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run], expected: Expected) -> bool:
     from lowres.runs.cluster import run_study
     from lowres.runs.execute import Options
 
@@ -233,7 +233,7 @@ def status(
         print_status(plan, statuses, workers, expected)
 
 
-def _expected(statuses: list[Status], workers: int | None) -> dict[str, float]:
+def _expected(statuses: list[Status], workers: int | None) -> Expected:
     """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
     unknown = {run: trials for run, trials in remaining(statuses).items() if trials and not any(s.seconds for s in statuses if s.run is run)}
     try:
@@ -269,6 +269,48 @@ def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
     for sentence in left_out:
         print(f"not in the site's answer: {sentence}")
     print(f"read it in a browser: {shown(index)}")
+
+
+@app.command()
+def keep(
+    study: StudyName, only: Only = "", data_dir: DataDir = None, outputs: Outputs = "outputs",
+    seed: Annotated[int | None, typer.Option(help="the draw of examples (default: the study's first)")] = None,
+    folder: Annotated[str, typer.Option(help="where it goes (default: the study's kept/)")] = "",
+) -> None:
+    """Trains one of a study's trials once more and keeps the model, as a folder that plain transformers loads. Unless --only names a run, the one
+    that is most accurate at the most examples, in and out of domain."""
+    from lowres.runs.keep import keep
+
+    plan = select(read_study(study, data_dir, outputs), only)
+    place, checked = keep(plan, plan.runs[0] if len(plan.runs) == 1 else _best(plan), seed, folder)
+    print(checked)
+    print(f"kept: {shown(place)} (its README.md says how good it is and how to use it)")
+
+
+def _best(study: Study) -> Run:
+    """Of the runs that train, the most accurate one on average over domains, at the most shots."""
+    from lowres.analysis.answer import at_most_shots, main_lines
+    from lowres.analysis.collect import collect_study
+
+    lines = main_lines(collect_study(study).trials)
+    if not len(lines):
+        raise BadInput(f"{study.name}: there are no results to choose by: `lowres run {study.name}` makes them")
+    if lines["task"].nunique() > 1:
+        raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
+    lines = at_most_shots(lines[~lines["method"].isin(["in_context", "baselines"])])[0]
+    means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
+    return next(run for run in study.runs if str(run.folder) == means.idxmax())
+
+
+@app.command()
+def predict(
+    folder: Annotated[str, typer.Argument(help="one that `lowres keep` made")], file: Annotated[str, typer.Argument(help="rows to label")],
+    out: Annotated[str, typer.Option(help="a .csv, .tsv or .jsonl (default: beside the file)")] = "",
+) -> None:
+    """Labels a file's rows by a kept model: the same rows and columns, then the label, a probability for each, a note on what was not read."""
+    from lowres.runs.keep import predict_file
+
+    print(f"written: {shown(predict_file(folder, file, out))}")
 
 
 @app.command()

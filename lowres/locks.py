@@ -133,6 +133,7 @@ def remove_dead_lock(folder: Path) -> None:
 
 SCRATCH = "LOWRES_SCRATCH"  # set by the runner: where the record waits until the notebook has ended
 NOTEBOOK = "LOWRES_NOTEBOOK"  # set by the runner: the file that is executed
+KEEP = "LOWRES_KEEP"  # set by `lowres keep`: a folder for the model that a trial leaves
 STOP = "LOWRES_STOP"  # set by the runner: a file; once it is there, no trial is begun any more
 
 

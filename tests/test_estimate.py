@@ -15,6 +15,13 @@ SIZES = Sizes(weights=1000, all_weights=1500, layers=6, hidden=10, reads=2048, l
 EVEN = Rate(1.0, 1.0, 0.0)  # one operation a second: seconds are operations
 
 
+class Stub:
+    """A run, as far as its time goes."""
+
+    def __init__(self, name):
+        self.name, self.method, self.parameters = name, name, type("P", (), {"task": "t"})
+
+
 def asked(method: str, **more):
     return validated(method, {"task": GRAMMAR, "shots": 8, **more}, "test")
 
@@ -24,25 +31,32 @@ def asked(method: str, **more):
 ])
 def test_operations_are_those_that_a_record_counts(method, more, trainable, skipped):
     p = asked(method, epochs=5, **more)
-    found = seconds(work(p, SIZES), SIZES, EVEN, 1)
+    found = seconds(work(p, SIZES), SIZES, EVEN)
     assert found == pytest.approx(flops(1000, trainable, 16 * 20 * 5, 4000, skipped))
 
 
-def test_what_all_trials_share_is_read_once():
+def test_what_all_trials_share_is_in_each_record_and_spent_once():
     p = asked("baselines", classifier="probe")
-    assert seconds(work(p, SIZES), SIZES, EVEN, 4) == pytest.approx(2 * 1000 * (16 * 20 + 4000 / 4))
-    assert seconds(work(asked("baselines", classifier="tfidf"), SIZES), SIZES, EVEN, 4) == 0
+    assert seconds(work(p, SIZES), SIZES, EVEN) == pytest.approx(2 * 1000 * (16 * 20 + 4000))
+    assert seconds(work(asked("baselines", classifier="tfidf"), SIZES), SIZES, EVEN) == 0
+
+
+    left = TimeLeft([], {"a": (50.0, 40.0)})
+    run = Stub("a")
+    assert left.of({run: 4}, 1) == 40 + 4 * 10 + 8
+    left.add(run, 100.0)
+    assert left.of({run: 4}, 1) == 80 + 4 * 20 + 8, "twice as slow in all its parts"
 
 
 def test_a_context_costs_what_looks_back_at_it():
-    few, many = (seconds(work(asked("in_context", shots=shots), SIZES), SIZES, EVEN, 1) for shots in (2, 64))
+    few, many = (seconds(work(asked("in_context", shots=shots), SIZES), SIZES, EVEN) for shots in (2, 64))
     behind = lambda shots: 4 * 6 * 10 * ((n := min(2 * shots * 22, 2048 - 40)) * 4000 + n * n / 2) + 2000 * n  # noqa: E731
     assert many - few == pytest.approx(behind(64) - behind(2))
 
 
 def test_a_step_costs_its_weights_whatever_its_tokens():
     p = asked("vanilla", epochs=5, batch_size=4)
-    assert seconds(work(p, SIZES), SIZES, Rate(1e30, 1e30, 0.5), 1) == pytest.approx(4 * 5 * 1500 * 0.5)
+    assert seconds(work(p, SIZES), SIZES, Rate(1e30, 1e30, 0.5)) == pytest.approx(4 * 5 * 1500 * 0.5)
 
 
 def test_the_tokens_expected_are_those_of_a_real_trial(tiny_llama):
@@ -70,14 +84,14 @@ def test_a_long_study_says_what_would_make_it_shorter(tiny_llama, tmp_path, monk
     assert len(foretold({run: 2}, 1)[1]) == 1
     monkeypatch.setattr(estimate, "rate_of", lambda *_: Rate(1e5, 1e5, 0.0))
     expected, said = foretold({run: 2}, 1)
-    assert len(said) == 4 and "half the epochs" in said[2] and expected[run.name] > 1800
+    assert len(said) == 4 and "half the epochs" in said[2] and expected[run.name][0] > 1800
 
 
 def test_what_was_expected_is_corrected_by_trials_of_its_method_then_by_all(tmp_path):
     asked = f"set: {{task: {GRAMMAR}}}\nvary: {{shots: [2, 4]}}"
     (tmp_path / "s.yaml").write_text(f"description: d\n{asked}\nmethods: [{{method: vanilla}}, {{method: pbft}}]\n")
     few, more, other, _ = read_study(str(tmp_path / "s.yaml"), outputs=str(tmp_path)).runs
-    left = TimeLeft([], {few.name: 10.0, more.name: 20.0, other.name: 5.0})
+    left = TimeLeft([], {few.name: (10.0, 0.0), more.name: (20.0, 0.0), other.name: (5.0, 0.0)})
     alone = lambda run: left.of({run: 1}, 1) - left.of({run: 0}, 1) - 8  # noqa: E731
     assert alone(more) == 20
     left.add(few, 15.0)
@@ -87,10 +101,6 @@ def test_what_was_expected_is_corrected_by_trials_of_its_method_then_by_all(tmp_
 
 
 def test_runs_are_handed_out_so_that_workers_end_together():
-    class Stub:
-        def __init__(self, name):
-            self.name, self.method, self.parameters = name, name, type("P", (), {"task": "t"})
-
     runs = [Stub(name) for name in "abc"]
-    left = TimeLeft([], {"a": 100.0, "b": 60.0, "c": 40.0})
+    left = TimeLeft([], {"a": (100.0, 0.0), "b": (60.0, 0.0), "c": (40.0, 0.0)})
     assert left.of(dict.fromkeys(runs, 1), 2) == 100 + 2 * 8

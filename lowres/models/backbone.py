@@ -39,6 +39,7 @@ class Backbone:
     precision: str
     compiled: bool = False
     adapter: nn.Module | None = None  # PEFT's, while one is attached
+    trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
 
     @property
     def whole(self) -> nn.Module:

@@ -26,11 +26,12 @@ BUDGET = 2048  # tokens in one forward pass: bounds the memory of a training ste
 
 @dataclass
 class Inputs:
-    """Encoded texts. `labels` is a tensor of their indices; `cut` counts the texts that were too long."""
+    """Encoded texts. `labels` is a tensor of their indices; `cut` counts the texts that were too long; `pattern` is what stands around them."""
 
     ids: list[list[int]]
     labels: torch.Tensor
     cut: int = 0
+    pattern: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +76,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
             shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
             record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
             ids[i] = backbone.tokenize([filled(pattern, record)])[0]
-    return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut)
+    return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut, pattern)
 
 
 def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET) -> Iterator[Rows]:

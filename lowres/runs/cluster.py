@@ -31,7 +31,7 @@ from lowres import locks
 from lowres.files import BadInput, located, shown
 from lowres.runs.execute import Options, Result, execute, keep_failure, now
 from lowres.runs.process import NotebookResult, kill_kernels
-from lowres.runs.progress import Progress
+from lowres.runs.progress import Expected, Progress
 from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.status import Status
 from lowres.runs.study import Run, Study
@@ -205,7 +205,7 @@ class Outcome:
 
 def run_study(
     study: Study, statuses: list[Status], todo: list[Run], options: Options, workers: int | None = None, scheduler: str | None = None,
-    fail_fast: bool = False, tell: Callable[[str], None] = print, expected: dict[str, float] | None = None,
+    fail_fast: bool = False, tell: Callable[[str], None] = print, expected: Expected | None = None,
 ) -> Outcome:
     """Executes `todo`. One failure never stops the others, unless `fail_fast`."""
     locks.sweep()

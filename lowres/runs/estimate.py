@@ -158,26 +158,27 @@ def _context(demonstrations: float, s: Sizes) -> float:
     return min(demonstrations * (s.text + 2), s.reads - 2 * s.text)
 
 
-def seconds(one: Work, s: Sizes, rate: Rate, trials: int) -> float:
-    """What a trial takes."""
+def seconds(one: Work, s: Sizes, rate: Rate) -> float:
+    """What a trial takes, as records have it: what a run's trials share is charged to each."""
     forward = 2 * s.weights
-    read = forward * (one.read + one.once / trials) + 4 * s.layers * s.hidden * one.pairs
+    read = forward * (one.read + one.once) + 4 * s.layers * s.hidden * one.pairs
     trained = forward * (2 - one.skipped + one.trainable) * one.trained
     return read / rate.reading + trained / rate.training + one.steps * one.trainable * s.all_weights * rate.step
 
 
-def expected(runs: list[Run], workers: int, threads: int) -> dict[str, float]:
-    """Seconds a trial, by run's name; a model's rate is measured once and kept."""
+def expected(runs: list[Run], workers: int, threads: int) -> dict[str, tuple[float, float]]:
+    """Seconds a trial, and how many of these a run's trials share, by run's name; a model's rate is measured once and kept."""
     found = {}
     for run in runs:
         p = run.parameters
         s = sizes_for(p)
-        found[run.name] = seconds(work(p, s), s, rate_of(p.model, p.device, p.precision, threads, workers), len(p.seeds))
+        one, rate = work(p, s), rate_of(p.model, p.device, p.precision, threads, workers)
+        found[run.name] = seconds(one, s, rate), 2 * s.weights * one.once / rate.reading
     return found
 
 
-def before_start(study: Study, remaining: dict[Run, int], workers: int | None, scheduler: str | None) -> tuple[list[str], dict[str, float]]:
-    """What is said before a study begins, and what is expected of its runs, in seconds a trial. Raises BadInput for what cannot be run."""
+def before_start(study: Study, remaining: dict[Run, int], workers: int | None, scheduler: str | None) -> tuple[list[str], dict]:
+    """What is said before a study begins, and what is `expected` of its runs. Raises BadInput for what cannot be run."""
     said = check_study(study)
     if scheduler:  # other machines, of which nothing was measured
         return said, {}
@@ -185,8 +186,8 @@ def before_start(study: Study, remaining: dict[Run, int], workers: int | None, s
     return said + more, found
 
 
-def foretold(remaining: dict[Run, int], workers: int | None = None) -> tuple[dict[str, float], list[str]]:
-    """Seconds a trial by run's name, and sentences: how long so many trials of each run take, and what would make more than an hour shorter."""
+def foretold(remaining: dict[Run, int], workers: int | None = None) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """What is `expected`, and sentences: how long so many trials of each run take, and what would make more than an hour shorter."""
     workers = workers or default_workers()
     threads = max(1, CPU_COUNT // workers)
     found = expected(list(remaining), workers, threads)

@@ -95,6 +95,10 @@ class Run:
         with self.meter.phase("trial"):
             outcome = trial(seed)
         _must_be_numbers(outcome.logits, seed)
+        if os.environ.get(locks.KEEP):
+            from lowres.runs.keep import write_kept
+
+            write_kept(self, outcome, seed, Path(os.environ[locks.KEEP]))
         result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome)}
         result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits)}
         return records.write_trial(self.folder, result, predictions(self.task, outcome.logits, seed)) if self.folder else result

@@ -26,17 +26,18 @@ if TYPE_CHECKING:
     from lowres.runs.execute import Result  # with papermill and Jupyter behind it, for which `lowres status` need not wait
 
 
+Expected = dict[str, tuple[float, float]]  # by run's name: seconds a trial, and how many of these its trials share
 START = 8.0  # seconds until a run's first trial begins: a kernel, libraries, model and data
 
 
 class TimeLeft:
     """What trials took so far, and from that what the others will take.
 
-    `expected`: seconds a trial by run's name, told beforehand (`estimate.expected`). A run that has trials is known by them; another by
+    `expected` was told beforehand (`estimate.expected`). A run that has trials is known by them; another by
     what was expected of it, times what trials of its method, or all, took of what was expected of them.
     """
 
-    def __init__(self, statuses: list[Status], expected: dict[str, float] | None = None):
+    def __init__(self, statuses: list[Status], expected: Expected | None = None):
         self.expected = expected or {}
         self.took: dict[tuple, list[float]] = {}  # by what trials have in common: their seconds, how many, how many seconds were expected
         for status in statuses:
@@ -46,7 +47,7 @@ class TimeLeft:
     def add(self, run: Run, seconds: float) -> None:
         for key in self._alike(run):
             found = self.took.setdefault(key, [0.0, 0, 0.0])
-            for i, more in enumerate((seconds, 1, self.expected.get(run.name, 0.0))):
+            for i, more in enumerate((seconds, 1, self.expected.get(run.name, (0.0, 0.0))[0])):
                 found[i] += more
 
     def of(self, remaining: dict[Run, int], workers: int) -> float | None:
@@ -56,18 +57,24 @@ class TimeLeft:
             if trials and (each := self._each(run)) is None:
                 return None
             if trials:
-                heapq.heapreplace(ends, ends[0] + trials * each + START)
+                shared = each * _share(self.expected.get(run.name))
+                heapq.heapreplace(ends, ends[0] + trials * each - (trials - 1) * shared + START)
         return max(ends)
 
     def _each(self, run: Run) -> float | None:
         own, *others = (self.took.get(key, [0.0, 0, 0.0]) for key in self._alike(run))
         if own[1] or run.name not in self.expected:
             return next((seconds / trials for seconds, trials, _ in (own, *others) if trials), None)
-        return self.expected[run.name] * next((seconds / expected for seconds, _, expected in others if expected), 1.0)
+        return self.expected[run.name][0] * next((seconds / expected for seconds, _, expected in others if expected), 1.0)
 
     @staticmethod
     def _alike(run: Run) -> list[tuple]:
         return [(run.name,), (run.method, run.parameters.task), (run.method, ""), ()]
+
+
+def _share(expected: tuple[float, float] | None) -> float:
+    """Which part of a trial's seconds is spent once for all of a run's trials, though each record has it."""
+    return expected[1] / expected[0] if expected and expected[0] else 0.0
 
 
 def time_text(seconds: float | None) -> str:
@@ -77,7 +84,7 @@ def time_text(seconds: float | None) -> str:
     return f"about {hours} h {minutes} min" if hours else f"about {minutes} min" if minutes else "under a minute"
 
 
-def as_json(study: Study, statuses: list[Status], workers: int, expected: dict[str, float] | None = None) -> str:
+def as_json(study: Study, statuses: list[Status], workers: int, expected: Expected | None = None) -> str:
     runs = [
         {"name": s.run.name, "method": s.run.method, "variant": s.run.variant, "model": s.run.parameters.model, "task": s.run.parameters.task,
          "shots": s.run.parameters.shots, "state": s.state, "finished": s.finished, "trials": s.wanted, "faults": s.faults,
@@ -95,7 +102,7 @@ class Progress:
     """Follows a study on disk, where every worker writes, so that it sees the trials of any cluster."""
 
     def __init__(self, study: Study, statuses: list[Status], todo: list[Run], workers: int, tell: Callable[[str], None] = print,
-                 expected: dict[str, float] | None = None):
+                 expected: Expected | None = None):
         self.study, self.todo, self.workers, self.tell = study, todo, workers, tell
         self.time_left = TimeLeft(statuses, expected)
         self.open = {status.run.name: status.run for status in statuses if status.run in set(todo)}
@@ -197,7 +204,7 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stale": "magent
 MOST_FAULTS = 20
 
 
-def print_status(study: Study, statuses: list[Status], workers: int, expected: dict[str, float] | None = None) -> None:
+def print_status(study: Study, statuses: list[Status], workers: int, expected: Expected | None = None) -> None:
     """The grid, what is wrong, and the time left. A cell: finished trials of those wanted, and the state unless it is done."""
     console = Console(highlight=False, soft_wrap=True)
     places: dict[tuple[str, str], list[Status]] = {}
@@ -225,7 +232,7 @@ def problems(statuses: list[Status]) -> list[str]:
     return lines[:MOST_FAULTS] + ([f"… and {len(lines) - MOST_FAULTS} more"] if len(lines) > MOST_FAULTS else [])
 
 
-def summary(study: Study, statuses: list[Status], workers: int | None = None, expected: dict[str, float] | None = None) -> str:
+def summary(study: Study, statuses: list[Status], workers: int | None = None, expected: Expected | None = None) -> str:
     """States and trials in a line; with `workers`, how long so many will take for the rest."""
     found = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
     finished = sum(status.finished for status in statuses)

@@ -1,0 +1,258 @@
+"""`lowres keep`: a study's trial trained once more and written as a folder to take away, held against the trial by plain transformers.
+`lowres predict`: what such a folder says of a file's rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lowres import locks
+from lowres.files import BadInput, located, read_json, shown, write_json, write_whole
+from lowres.methods.kept import ABOUT, check_can_be_kept, in_chunks, load
+from lowres.models.identity import EMBEDDED
+from lowres.runs import records, summary
+from lowres.runs.execute import Options, pinned
+from lowres.runs.process import run_notebook
+from lowres.runs.status import NOTEBOOKS, FingerprintInputs
+from lowres.runs.study import Run, Study
+from lowres.tasks.load import sha256
+from lowres.tasks.table import read_table
+from lowres.tasks.task_file import TaskFile, read_task
+
+if TYPE_CHECKING:
+    from lowres.runs.notebook import Run as Notebook
+
+EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
+NEAR = {"float32": 1e-4, "bfloat16": 5e-2}  # how far logits may lie apart; in bfloat16 they have three digits
+LICENCES = {EMBEDDED: "Apache 2.0 (SmolLM2-135M-Instruct, Hugging Face)"}
+PLAIN = """
+import sys, numpy, pandas, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, rows, out, precision = sys.argv[1:]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
+texts = pandas.read_parquet(rows)["text"].tolist()
+order, logits = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None] * len(texts)
+with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+    for start in range(0, len(order), 16):
+        batch = order[start : start + 16]
+        found = model(**tokenizer([texts[i] for i in batch], padding=True, return_tensors="pt")).logits.float().numpy()
+        for i, line in zip(batch, found):
+            logits[i] = line
+numpy.save(out, numpy.stack(logits))
+"""
+
+
+def write_kept(run: Notebook, outcome, seed: int, folder: Path) -> None:
+    """Called by a notebook's run right after a trial, in its kernel: writes the model into `folder`, and beside it what it must answer."""
+    from lowres.methods.kept import write
+    from lowres.tasks.task_file import filled
+
+    _, pattern = run.backbone.trained
+    evaluation, p = outcome.evaluation or run.evaluation, run.parameters
+    parts = []
+    for name, rows in run.task.evaluation.items():
+        texts = [filled(pattern, record) for record in rows[run.task.file.text].to_dict("records")]
+        lengths = run.backbone.tokenize(texts)
+        cut = [len(run.backbone.prefix) + len(whole) > len(ids) for whole, ids in zip(lengths, evaluation[name].ids)]
+        logits = pd.DataFrame(outcome.logits[name], columns=[f"logit_{label}" for label in run.task.labels], index=rows.index)
+        parts.append(logits.assign(set=name, row=rows.index, text=texts, cut=cut))
+    about = {"method": run.method, "seed": seed, "max_length": p.max_length, "model": p.model, "task": run.task.file.name,
+             "parameters": {key: value for key, value in records.stored(p).items() if key not in ("data_dir", "output_dir", "seeds")}}
+    write(folder, run.backbone, run.task.labels, about)
+    pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
+
+
+@dataclass
+class Checked:
+    """How a kept folder's answers stand to the trial that it was made of, and to the one in the study's records."""
+
+    rows: int
+    cut: int
+    farthest: float
+    other_labels: int
+    other_than_recorded: int
+
+    def sentence(self) -> str:
+        rows = f"{self.rows:,} evaluation rows"
+        said = [f"Loaded anew by plain transformers in a process of its own, it gave {rows} the labels that the trial gave them, its logits at most "
+                f"{self.farthest:.1e} apart" if not self.other_labels else
+                f"Loaded anew by plain transformers, it gave {self.other_labels} of {rows} another label than the trial"]
+        said += [f"{self.cut:,} that are longer than max_length were left out of this"] if self.cut else []
+        said.append(f"{self.other_than_recorded} of the labels are others than the study's records have (another processor rounds otherwise)"
+                    if self.other_than_recorded else "They are those of the study's records")
+        return ". ".join(said) + "."
+
+
+def keep(study: Study, run: Run, seed: int | None = None, folder: str = "") -> tuple[Path, str]:
+    """Trains a run's trial once more and keeps its model. Returns the folder, and how it was checked. Raises BadInput; then nothing is left."""
+    check_can_be_kept(run.method, run.parameters)
+    trial = _trial(run, seed)
+    target = located(folder) if folder else study.folder / "kept" / f"{run.name.replace('/', '-')}-seed-{trial['seed']}"
+    if target.exists():
+        raise BadInput(f"{shown(target)}: is there already: name another place by --folder, or remove it")
+    with locks.scratch_folder() as scratch:
+        made = scratch / "kept"
+        made.mkdir()
+        notebook = located(NOTEBOOKS) / f"{run.method}.ipynb"
+        given = run.parameters.model_copy(update={"seeds": [trial["seed"]], "output_dir": ""}).model_dump(exclude_defaults=True)
+        environment = {locks.KEEP: str(made), locks.NOTEBOOK: str(notebook), **pinned(Options(threads=trial["environment"]["threads"]))}
+        ended = run_notebook(notebook, scratch / "run.ipynb", given, scratch, environment)
+        if ended.kind:
+            raise BadInput(f"keep: the trial could not be trained again: {ended.message}")
+        found = _checked(made, scratch, run, trial["seed"])
+        write_whole(made / "README.md", card(run, trial, found, read_json(made / ABOUT)))
+        sums = [f"{sha256(path)}  {path.relative_to(made)}" for path in sorted(made.rglob("*")) if path.is_file()]
+        write_whole(made / "SHA256SUMS", "\n".join(sums) + "\n")
+        _moved(made, target)
+    return target, found.sentence()
+
+
+def _trial(run: Run, seed: int | None) -> dict[str, Any]:
+    trials, record = records.read_trials(run.folder)[0], records.read_record(run.folder)
+    wanted = run.parameters.seeds[0] if seed is None else seed
+    if wanted not in run.parameters.seeds:
+        raise BadInput(f"--seed: {wanted} is no seed of {run.name} (there are: {', '.join(map(str, run.parameters.seeds))})")
+    marks = FingerprintInputs().accepted(run, [wanted], record)[wanted]
+    if trials.get(wanted, {}).get("fingerprint") not in marks:
+        raise BadInput(f"keep: {run.name} has no finished trial of seed {wanted}: `lowres run` makes it, and then it can be held against it")
+    return trials[wanted]
+
+
+def _checked(made: Path, scratch: Path, run: Run, seed: int) -> Checked:
+    """Raises BadInput for a folder that answers otherwise than the trial did."""
+    expected, precision = pd.read_parquet(scratch / EXPECTED), read_json(made / ABOUT)["precision"]
+    whole, columns = expected[~expected["cut"]], [column for column in expected if column.startswith("logit_")]
+    whole[["text"]].to_parquet(scratch / "whole.parquet")
+    done = subprocess.run([sys.executable, "-c", PLAIN, str(made), str(scratch / "whole.parquet"), str(scratch / "found.npy"), precision],
+                          capture_output=True, text=True, cwd=scratch)
+    if done.returncode:
+        raise BadInput(f"keep: plain transformers cannot load what was made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    found, asked = np.load(scratch / "found.npy"), whole[columns].to_numpy()
+    others, farthest = int((found.argmax(1) != asked.argmax(1)).sum()), float(np.abs(found - asked).max(initial=0))
+    if farthest > NEAR[precision] or (others and precision == "float32"):
+        raise BadInput(f"keep: what was made answers otherwise than the trial: {others} of {len(whole)} labels, logits up to {farthest:.1e} apart")
+    kept = records.read_predictions(run.folder)
+    both = expected.assign(answer=expected[columns].to_numpy().argmax(1)).merge(kept[kept["trial"] == seed], on=["set", "row"])
+    return Checked(len(whole), int(expected["cut"].sum()), farthest, others, int((both["answer"] != both["prediction"]).sum()))
+
+
+def _moved(made: Path, target: Path) -> None:
+    """Whole or not at all, though scratch may lie on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        shutil.copytree(made, beside, dirs_exist_ok=True)
+        beside.chmod(0o755)
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any]) -> str:
+    """The folder's README: what it is, how good, and how to use it."""
+    p, trials = run.parameters, list(records.read_trials(run.folder)[0].values())
+    spec: TaskFile = read_task(p.task)
+    call = f"PATTERN.format({', '.join(f'{name}={name}' for name in about['text'])})" if all(map(str.isidentifier, about["text"])) else \
+        "PATTERN with the texts in its places"
+    lines = [f"- {line}" for line in summary.headline(trials)]
+    own = ", ".join(f"{name} {100 * scores['accuracy']:.1f} %" for name, scores in trial["sets"].items())
+    plain = {key: field.default for key, field in type(p).model_fields.items()}
+    settings = "".join(f", {key} {value}" for key, value in about["parameters"].items() 
+                       if value != plain[key] and key not in ("model", "task", "shots"))
+    return f"""# {spec.name}: {spec.description}
+
+A classifier with the labels {', '.join(f'`{label}`' for label in spec.labels)}, made by `{run.method}`{settings} from {p.shots} labelled
+examples of each (seed {trial['seed']}), on {p.model}. Backbone's licence: {LICENCES.get(p.model, f'see {p.model}')}.
+
+## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+PATTERN = {about['pattern']!r}
+tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
+logits = model(**tokenizer([{call}], return_tensors="pt", padding=True)).logits
+print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())
+```
+
+Or `lowres predict FOLDER FILE`; from Python, `lowres.load("FOLDER").predict(texts)`. Inputs are read to {about['max_length']} tokens;
+the end of a longer text is not.
+
+## How good it is
+
+Over {len(trials)} draws of the examples (95 % intervals of the mean); this folder is one of them: {own}.
+
+{chr(10).join(lines)}
+
+{found.sentence()} Training it took {records.seconds_of(trial, records.TRAINING):.0f} s on {trial['environment']['device']}.
+
+Not tried: other texts than these sets, other languages, whether its probabilities can be believed, and what it does to people.
+"""
+
+
+def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:
+    """Writes a file's rows with what a kept model says of them: all columns in their order, then `predicted`, a probability a label, a note.
+
+    CHUNK rows at a time; what a broken call has written is gone on with. Raises BadInput.
+    """
+    path, kept = located(file), load(located(folder))
+    if not path.is_file():
+        raise BadInput(f"{shown(path)}: there is no such file")
+    target = located(out) if out else path.with_name(f"{path.stem}.predicted{path.suffix if path.suffix in WRITERS else '.csv'}")
+    if target.suffix not in WRITERS:
+        raise BadInput(f"--out: {target.name!r}: a name that ends with {', '.join(WRITERS)} is wanted")
+    if target.exists():
+        raise BadInput(f"{shown(target)}: is there already: name another by --out, or remove it")
+    table = read_table(path, kept.about["text"])
+    texts = pd.DataFrame({column: table.text(column) for column in kept.about["text"]})
+    if taken := [name for name in ("predicted", "note") if name in table.frame]:
+        raise BadInput(f"{shown(path)}: column {taken[0]!r} would be written twice: rename it")
+    part, mark = target.with_name(f".{target.name}.part"), {"file": sha256(path), "model": sha256(located(folder) / ABOUT)}
+    state = read_json(f"{part}.json") or {}
+    done = state.get("rows", 0) if {key: state.get(key) for key in mark} == mark and part.is_file() else 0
+    begun, marked = time.monotonic(), 0
+    with part.open("r+b" if done else "wb") as stream:
+        stream.truncate(state.get("bytes", 0) if done else 0)
+        stream.seek(0, os.SEEK_END)
+        for rows in in_chunks(texts, done):
+            answers = kept.predict(rows)
+            marked += int((answers["note"] != "").sum())
+            stream.write(WRITERS[target.suffix](pd.concat([table.frame.loc[rows.index], answers], axis=1), stream.tell() == 0).encode())
+            stream.flush()
+            now = rows.index[-1] + 1
+            write_json(Path(f"{part}.json"), {**mark, "rows": int(now), "bytes": stream.tell()})
+            tell(f"{now:,} of {len(texts):,} rows, {(now - done) / (time.monotonic() - begun):,.0f} a second")
+    os.replace(part, target)
+    Path(f"{part}.json").unlink(missing_ok=True)
+    if marked:
+        tell(f"{marked:,} rows have a note: an empty text, or one that was read to its {kept.about['max_length']}th token")
+    return target
+
+
+def _separated(delimiter: str):
+    def write(rows: pd.DataFrame, first: bool) -> str:
+        text = io.StringIO()
+        rows.to_csv(text, sep=delimiter, index=False, header=first, quoting=csv.QUOTE_MINIMAL, float_format="%.6g")
+        return text.getvalue()
+
+    return write
+
+
+def _lines(rows: pd.DataFrame, first: bool) -> str:
+    return "".join(json.dumps({key: None if value != value else value for key, value in line.items()}, ensure_ascii=False, default=str) + "\n"
+                   for line in rows.to_dict("records"))
+
+
+WRITERS = {".csv": _separated(","), ".tsv": _separated("\t"), ".jsonl": _lines}

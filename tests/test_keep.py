@@ -1,0 +1,167 @@
+"""A trained model that leaves the house: plain transformers loads it, without lowres, and it answers as its trial did."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from toys import GRAMMAR
+
+import lowres
+from lowres.files import BadInput
+from lowres.runs import keep
+from lowres.runs.keep import predict_file
+from lowres.runs.study import read_study, select
+
+METHODS = [
+    {"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "set": {"learning_rate": 0.01}}, {"method": "adaptive"},
+    {"method": "adaptive", "set": {"adapt": "layers"}}, {"method": "distillation"}, {"method": "in_context"},
+    {"method": "lora", "set": {"peft_type": "PROMPT_TUNING", "peft_options": {"num_virtual_tokens": 4}}},
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_llama):
+    """A study of every method, executed in this process: two seeds on a tiny model."""
+    from lowres.runs.execute import Options, execute
+
+    folder = tmp_path_factory.mktemp("keep")
+    asked = {"model": tiny_llama, "task": GRAMMAR, "shots": 4, "seeds": [3, 4], "epochs": 4, "evaluation_rows": 20, "learning_rate": 0.01,
+             "max_length": 48}
+    methods = [{**entry, "set": {**entry.get("set", {})}} for entry in METHODS]
+    for entry in methods:
+        if entry["method"] == "in_context":
+            entry["set"] |= {"demonstrations": 1}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"description": "d", "set": asked, "methods": methods}))
+    read = read_study(str(folder / "tiny.yaml"), outputs=str(folder / "outputs"))
+    for run in read.runs:
+        result = execute(run, Options())
+        assert result.state == "done", result.message
+    return read
+
+
+def run_of(study, only: str):
+    return select(study, only).runs[0]
+
+
+@pytest.fixture(scope="module")
+def kept(study, tmp_path_factory):
+    """The kept folder of PBFT's second seed."""
+    folder = tmp_path_factory.mktemp("kept") / "pbft"
+    place, said = keep.keep(study, run_of(study, "method=pbft"), 4, str(folder))
+    assert place == folder and "gave 40 evaluation rows the labels that the trial gave them" in said
+    assert "They are those of the study's records" in said
+    return folder
+
+
+@pytest.mark.parametrize("only", ["method=vanilla", "method=lora,peft_type=LORA", "method=adaptive,adapt=pattern", "method=adaptive,adapt=layers",
+                                  "method=distillation"])
+def test_what_any_method_trained_answers_as_its_trial_did(study, tmp_path, only):
+    place, said = keep.keep(study, run_of(study, only), None, str(tmp_path / "kept"))
+    assert "gave 40 evaluation rows the labels" in said and "They are those of the study's records" in said
+    if "lora" in only:
+        config = json.loads((place / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] and config["peft_type"] == "LORA"
+
+
+def test_the_folder_is_whole_and_says_what_it_is(kept, study):
+    names = {path.name for path in kept.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "lowres.json", "README.md", "SHA256SUMS"} <= names
+    card = (kept / "README.md").read_text()
+    assert "seed 4" in card and "the constant answer" in card and "out of domain" in card and "Not tried" in card and "Over 2 draws" in card
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=kept).returncode == 0
+    config = json.loads((kept / "config.json").read_text())
+    assert config["label2id"] == {"unacceptable": 0, "acceptable": 1} and config["architectures"] == ["LlamaForSequenceClassification"]
+
+
+def test_the_example_in_the_card_runs_without_lowres(kept):
+    code = (kept / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(kept))
+    code = "import sys\nsys.modules['lowres'] = None\nsentence = 'The nurse has written a letter.'\n" + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=kept)
+    assert done.returncode == 0, done.stderr
+    label, chances = done.stdout.strip().splitlines()[-1].split(" ", 1)
+    [answer] = lowres.load(str(kept)).predict(["The nurse has written a letter."]).to_dict("records")
+    assert answer["predicted"] == label and json.loads(chances)[0][1] == pytest.approx(answer["p(acceptable)"], abs=1e-5)
+
+
+def test_what_cannot_be_kept_is_refused_in_a_sentence_and_nothing_is_left(study, tmp_path, kept):
+    for only, said in (("method=in_context", "in_context trains nothing"), ("peft_type=PROMPT_TUNING", "virtual tokens"),):
+        with pytest.raises(BadInput, match=said):
+            keep.keep(study, run_of(study, only), None, str(tmp_path / "kept"))
+    with pytest.raises(BadInput, match="--seed: 7 is no seed"):
+        keep.keep(study, run_of(study, "method=pbft"), 7, str(tmp_path / "kept"))
+    with pytest.raises(BadInput, match="is there already"):
+        keep.keep(study, run_of(study, "method=pbft"), 4, str(kept))
+    other = read_study(str(study.path), outputs=str(tmp_path / "elsewhere"))
+    with pytest.raises(BadInput, match="has no finished trial of seed 3: `lowres run` makes it"):
+        keep.keep(other, run_of(other, "method=pbft"), None, str(tmp_path / "kept"))
+    assert not list(tmp_path.rglob("*kept*"))
+
+
+def test_a_folder_that_answers_otherwise_is_not_kept(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "PLAIN", keep.PLAIN.replace("numpy.stack(logits)", "-numpy.stack(logits)"))
+    with pytest.raises(BadInput, match="answers otherwise than the trial"):
+        keep.keep(study, run_of(study, "method=pbft"), 4, str(tmp_path / "kept"))
+    assert not list(tmp_path.iterdir())
+
+
+TEXTS = ["The nurse has written a letter.", "", "The doctor praised the pilot.", "   ", "The children were playing in the garden " * 20,
+         "a;b \"c\"\td"]
+
+
+def test_a_file_keeps_its_rows_and_columns_and_says_what_was_not_read(kept, tmp_path):
+    pd.DataFrame({"id": range(6), "sentence": TEXTS, "who": list("uvwxyz")}).to_csv(tmp_path / "rows.csv", index=False)
+    target = predict_file(str(kept), str(tmp_path / "rows.csv"), tell=lambda line: None)
+    found = pd.read_csv(target, dtype=str, keep_default_na=False)
+    assert list(found) == ["id", "sentence", "who", "predicted", "p(unacceptable)", "p(acceptable)", "note"]
+    assert list(found["sentence"]) == TEXTS and list(found["id"]) == list("012345")
+    assert list(found["note"]) == ["", "empty text", "", "empty text", "read to 48 tokens", ""]
+    assert [bool(label) for label in found["predicted"]] == [True, False, True, False, True, True]
+    chances = found[["p(unacceptable)", "p(acceptable)"]].replace("", "nan").astype(float)
+    assert chances.sum(axis=1)[[0, 2, 4, 5]].to_numpy() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_other_forms_come_back_as_they_came(kept, tmp_path, kind):
+    frame = pd.DataFrame({"sentence": [text.replace("\t", " ").replace('"', "") for text in TEXTS[:3]], "n": [1, 2, 3]})
+    file = tmp_path / f"rows.{kind}"
+    frame.to_json(file, orient="records", lines=True) if kind == "jsonl" else frame.to_csv(file, sep="\t", index=False)
+    target = predict_file(str(kept), str(file), tell=lambda line: None)
+    assert target.name == f"rows.predicted.{kind}"
+    found = pd.read_json(target, lines=True) if kind == "jsonl" else pd.read_csv(target, sep="\t", keep_default_na=False)
+    assert list(found["sentence"]) == list(frame["sentence"]) and list(found["n"]) == [1, 2, 3]
+
+
+def test_a_broken_prediction_is_gone_on_with_and_ends_the_same(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr("lowres.methods.kept.CHUNK", 4)
+    rows = pd.DataFrame({"sentence": [f"The nurse has written {i} letters." for i in range(18)]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    whole = predict_file(str(kept), str(tmp_path / "rows.csv"), str(tmp_path / "whole.csv"), tell=lambda line: None).read_text()
+    lines = []
+
+    def break_off(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(str(kept), str(tmp_path / "rows.csv"), str(tmp_path / "again.csv"), tell=break_off)
+    assert not (tmp_path / "again.csv").exists()
+    with (tmp_path / ".again.csv.part").open("a") as part:
+        part.write("half a li")
+    target = predict_file(str(kept), str(tmp_path / "rows.csv"), str(tmp_path / "again.csv"), tell=lines.append)
+    assert target.read_text() == whole and lines[2].startswith("12 of 18 rows") and not list(tmp_path.glob(".again*"))
+
+
+def test_what_cannot_be_predicted_is_told_in_a_sentence(kept, tmp_path):
+    (tmp_path / "rows.csv").write_text("text\nhello\n")
+    (tmp_path / "twice.csv").write_text("sentence,predicted\nhello,x\n")
+    for file, out, said in (("rows.csv", "", "column 'sentence' is missing"), ("no.csv", "", "there is no such file"),
+                            ("twice.csv", "", "column 'predicted' would be written twice"), ("rows.csv", "x.docx", "ends with .csv, .tsv, .jsonl")):
+        with pytest.raises(BadInput, match=said):
+            predict_file(str(kept), str(tmp_path / file), out and str(tmp_path / out))
+    with pytest.raises(BadInput, match="is no folder that `lowres keep` made"):
+        predict_file(str(tmp_path), str(tmp_path / "rows.csv"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "twice.csv"]
