@@ -243,6 +243,26 @@ def _expected(statuses: list[Status], workers: int | None) -> Expected:
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="what the task, and the study of it, will be called")],
+    file: Annotated[str, typer.Argument(help="labelled rows: .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx")],
+    text: Annotated[list[str] | None, typer.Option(help="a column with text (may be given twice)")] = None,
+    label: Annotated[str, typer.Option(help="the column with the label")] = "",
+    source: Annotated[str, typer.Option(help="a column that says where a row comes from")] = "",
+    held_out: Annotated[list[str] | None, typer.Option(help="a value of --source that is only predicted, out of domain (may be given twice)")] = None,
+    elsewhere: Annotated[str, typer.Option(help="a file of rows from somewhere else, with the same columns, for out of domain")] = "",
+) -> None:
+    """Makes a task and a study of it out of one file of labelled rows, and says what was found and guessed. The file stays as it is."""
+    from lowres.runs.checks import one_token
+    from lowres.tasks.new import new
+
+    places, said = new(name, file, text or (), label, source, held_out or (), elsewhere, one_token())
+    print("\n".join(said))
+    print(f"written: {', '.join(shown(place) for place in places)}")
+    print(f"next: lowres run {name}    (then: lowres keep {name})")
+
+
+@app.command()
 def check(file: Annotated[str, typer.Argument(help="a study, task or method file, by path or by a study's name")], data_dir: DataDir = None) -> None:
     """Checks a file, and all that it asks for, without loading a model or writing anything."""
     from lowres.runs.checks import check_file

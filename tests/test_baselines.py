@@ -128,3 +128,11 @@ def test_other_answers_are_other_trials(tmp_path):
     before = weights(p)
     path.write_text("another")
     assert weights(p) != before
+
+
+def test_an_answer_that_is_certain_to_the_last_digit_is_a_number_all_the_same():
+    """Eight rows far apart: a label's probability in float32 is 0, whose logarithm is none (seen on CoLA, 64 examples)."""
+    states = np.repeat(np.float32([[1.0], [-1.0]]), 4, axis=0)
+    classifier = baselines.CLASSIFIERS["probe"]().fit(states, np.repeat([1, 0], 4))
+    logits = baselines.answers(classifier, {"x": np.float32([[1e4], [-1e4]])})["x"]
+    assert np.isfinite(logits).all() and logits.argmax(axis=1).tolist() == [1, 0]

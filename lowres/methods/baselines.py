@@ -52,8 +52,9 @@ def joined(rows: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def answers(classifier: Pipeline, sets: dict) -> dict[str, np.ndarray]:
-    """Log-probabilities (rows, labels) of every set."""
-    return {name: classifier.predict_log_proba(rows).astype(np.float32) for name, rows in sets.items()}
+    """Log-probabilities (rows, labels) of every set; of one that is 0 to the last digit, of the smallest number above."""
+    smallest = np.finfo(np.float32).tiny
+    return {name: np.log(np.maximum(classifier.predict_proba(rows), smallest)).astype(np.float32) for name, rows in sets.items()}
 
 
 def weights(classifier: Pipeline) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -161,6 +161,15 @@ def _of_words(spec: TaskFile) -> list[str]:
             except BadInput as error:
                 said.append(f"label_words.{name}, with {identity.EMBEDDED}: {str(error).removeprefix('label_words: ')}")
     return said
+
+
+def one_token() -> Callable[[str], bool]:
+    """Whether the embedded model reads a word, behind other text, as one token."""
+    from lowres.models.heads import tokens_after_text
+    from lowres.models.weights import load_tokenizer, resolve
+
+    tokenizer = load_tokenizer(resolve(identity.EMBEDDED, weights=False))
+    return lambda word: len(tokens_after_text(tokenizer, word)) == 1
 
 
 def _check_task(path: Path, data_dir: str | None) -> str:

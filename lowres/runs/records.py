@@ -78,9 +78,12 @@ def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, 
 def _content(task: TaskFile) -> str:
     """A task file's checksum, with those of the tasks evaluated besides. Computed once: a study has a few tasks and thousands of runs."""
     if id(task) not in _contents:  # the task is kept with it, so that its id stays its own
-        content = task.model_dump(exclude={"description", "show_rows", "folder"})
+        content = task.model_dump(exclude={"description", "show_rows", "folder", "split"})  # the split's content is among the data
         for rows in content["evaluation"].values():
             rows["task"] = rows["task"] and _content(read_task(rows["task"]))
+        for rows in (content["pool"], *content["evaluation"].values()):
+            if not rows["part"]:  # which older task files do not have
+                del rows["part"]
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 

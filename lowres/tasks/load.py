@@ -126,6 +126,8 @@ def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
         place = owner.folder or data_dir
         for file in source.files if place and not owner.embedded else ():
             found[file] = owner.checksums.get(file) or sha256(find(owner, file, place))
+        if owner.split:
+            found["split"] = sha256(Path(owner.split))
     return found
 
 
@@ -161,10 +163,24 @@ def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Ta
     parts, start = [], 0
     for table in _tables(spec, set_name, source, data_dir, task):
         part = _labelled(spec, source, table, task, set_name)
+        if source.part:
+            part = part.loc[part.index.isin(_of_part(spec, source.part, table))]
         parts.append(part.set_axis(part.index + start))
         start += len(table.frame)
         task.warnings += table.notes
     return pd.concat(parts)
+
+
+def _of_part(spec: TaskFile, name: str, table: Table) -> set[int]:
+    """The rows that the split gives to a part. Raises BadInput for a part that has none, or a split of another file."""
+    split = read_table(Path(spec.split), ["row", "part"])
+    rows, parts = split.text("row"), split.text("part")
+    if len(rows) != len(table.frame) or list(rows) != [str(i) for i in range(len(rows))]:
+        raise BadInput(f"{split.where}: has {len(rows):,} rows, {table.where} has {len(table.frame):,}: the file has changed since it was parted "
+                       "(remove the task's files and make them anew by `lowres new`)")
+    if name not in set(parts):
+        raise BadInput(f"{spec.name}: split: no row is of the part {name!r}{near(name, set(parts.dropna()))}")
+    return {i for i, part in enumerate(parts) if part == name}
 
 
 def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> list[Table]:

@@ -51,6 +51,7 @@ class Source(BaseModel):
     file: Annotated[str, AfterValidator(_inside_the_folder)] | list[Annotated[str, AfterValidator(_inside_the_folder)]] = []
     hub: Hub | None = None
     relabel: dict[str, str | None] = {}  # on top of the task's
+    part: str = ""  # of the file's rows, by the task's `split`; empty: all
 
     @property
     def files(self) -> list[str]:
@@ -75,6 +76,7 @@ class TaskFile(BaseModel):
     show_rows: bool = False  # whether notebooks may print the texts
     embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
     folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
+    split: str = ""  # a .csv with the columns row and part, relative to the task file: which rows of a file are whose
     text: list[str] = Field(min_length=1)
     label: str = "label"
     labels: list[str] = Field(min_length=2)  # in the order of their indices
@@ -112,6 +114,9 @@ class TaskFile(BaseModel):
                     raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
             for column in set(self.text) - set(columns):
                 raise ValueError(f"patterns.{name}: {pattern!r} has no place for the text column {column!r}")
+        parted = [source for source in (self.pool, *self.evaluation.values()) if source.part]
+        if bool(parted) != bool(self.split):
+            raise ValueError("split: a file of rows and parts goes with `part` in a source, and the other way round")
         if "plain" not in self.patterns:
             raise ValueError("patterns: one must be called plain, the text with nothing added")
         for name, words in self.label_words.items():
@@ -165,7 +170,8 @@ def read_task(name: str) -> TaskFile:
         seen.add(base)
         content = {**read_yaml(base), **content}
     spec = checked(TaskFile, content, shown(path))
-    return spec.model_copy(update={"folder": str((path.parent / spec.folder).resolve())}) if spec.folder else spec
+    places = {key: str((path.parent / value).resolve()) for key in ("folder", "split") if (value := getattr(spec, key))}
+    return spec.model_copy(update=places)
 
 
 @cache
