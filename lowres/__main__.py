@@ -63,7 +63,7 @@ def run_command(order: RunOptions) -> int:
         return ALL_DONE
     interrupted = _executed(order, study, statuses, todo, expected) if todo else False
     message = None if interrupted else _analysed(whole, order)
-    return _summed_up(order, study, all_statuses(study), interrupted, message)
+    return _summed_up(order, whole, study, all_statuses(study), interrupted, message)
 
 
 def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
@@ -117,7 +117,7 @@ def command_again(order: RunOptions) -> str:
     return shlex.join(words)
 
 
-def _summed_up(order: RunOptions, study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
+def _summed_up(order: RunOptions, whole: Study, study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
     states = Counter(status.state for status in statuses)
     for line in problems(statuses):
         print(line, file=sys.stderr)
@@ -134,7 +134,7 @@ def _summed_up(order: RunOptions, study: Study, statuses: list[Status], interrup
         print(f"Interrupted; nothing that was finished is lost. To continue: {command_again(order)}")
         return INTERRUPTED
     if (study.folder / "analysis.ipynb").is_file():
-        _show_answer(study)
+        _show_answer(whole)
         folder = shown(study.folder)
         print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
     return ALL_DONE if states["done"] == len(statuses) and not message else SOME_FAILED

@@ -24,12 +24,14 @@ from lowres.files import BadInput, read_json, shown
 from lowres.methods.evaluation import last_states
 from lowres.models import adapters
 from lowres.models.backbone import Backbone, resolved_precision
-from lowres.models.batches import encode
+from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Verbalizer
 from lowres.models.weights import context_length, load_tokenizer, prefix_tokens
-from lowres.tasks.task_file import fields
+from lowres.tasks.load import Task
+from lowres.tasks.task_file import fields, filled
 
 ABOUT = "lowres.json"  # what the folder is, beside what transformers reads
+EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
 CHUNK = 1000  # rows that are predicted, and written, at a time
 
 
@@ -41,6 +43,21 @@ def check_can_be_kept(method: str, p) -> None:
         raise BadInput("keep: baselines leave the backbone as it is: keep is for methods that train it")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":
         raise BadInput("keep: distillation as_coded trains two models with heads of their own, of which none is the method's")
+
+
+def write_with_answers(folder: Path, backbone: Backbone, task: Task, evaluation: dict[str, Inputs], logits: dict[str, np.ndarray],
+                       about: dict[str, Any]) -> None:
+    """Right after a trial, in its kernel: the model into `folder`, and beside it what it must answer."""
+    _, pattern = backbone.trained
+    parts = []
+    for name, rows in task.evaluation.items():
+        texts = [filled(pattern, record) for record in rows[task.file.text].to_dict("records")]
+        whole = [len(backbone.prefix) + len(ids) for ids in backbone.tokenize(texts)]
+        told = pd.DataFrame(logits[name], columns=[f"logit_{label}" for label in task.labels], index=rows.index)
+        cut = [length > len(ids) for length, ids in zip(whole, evaluation[name].ids)]
+        parts.append(told.assign(set=name, row=rows.index, text=texts, cut=cut))
+    write(folder, backbone, task.labels, about)
+    pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
 
 
 def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, Any]) -> None:

@@ -14,14 +14,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lowres import locks
 from lowres.files import BadInput, located, read_json, shown, write_json, write_whole
-from lowres.methods.kept import ABOUT, check_can_be_kept, in_chunks, load
+from lowres.methods.kept import ABOUT, EXPECTED, check_can_be_kept, in_chunks, load
 from lowres.models.identity import EMBEDDED
 from lowres.runs import records, summary
 from lowres.runs.execute import Options, pinned
@@ -32,10 +32,6 @@ from lowres.tasks.load import sha256
 from lowres.tasks.table import read_table
 from lowres.tasks.task_file import TaskFile, read_task
 
-if TYPE_CHECKING:
-    from lowres.runs.notebook import Run as Notebook
-
-EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
 NEAR = {"float32": 1e-4, "bfloat16": 5e-2}  # how far logits may lie apart; in bfloat16 they have three digits
 LICENCES = {EMBEDDED: "Apache 2.0 (SmolLM2-135M-Instruct, Hugging Face)"}
 PLAIN = """
@@ -53,26 +49,6 @@ with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=preci
             logits[i] = line
 numpy.save(out, numpy.stack(logits))
 """
-
-
-def write_kept(run: Notebook, outcome, seed: int, folder: Path) -> None:
-    """Called by a notebook's run right after a trial, in its kernel: writes the model into `folder`, and beside it what it must answer."""
-    from lowres.methods.kept import write
-    from lowres.tasks.task_file import filled
-
-    _, pattern = run.backbone.trained
-    evaluation, p = outcome.evaluation or run.evaluation, run.parameters
-    parts = []
-    for name, rows in run.task.evaluation.items():
-        texts = [filled(pattern, record) for record in rows[run.task.file.text].to_dict("records")]
-        lengths = run.backbone.tokenize(texts)
-        cut = [len(run.backbone.prefix) + len(whole) > len(ids) for whole, ids in zip(lengths, evaluation[name].ids)]
-        logits = pd.DataFrame(outcome.logits[name], columns=[f"logit_{label}" for label in run.task.labels], index=rows.index)
-        parts.append(logits.assign(set=name, row=rows.index, text=texts, cut=cut))
-    about = {"method": run.method, "seed": seed, "max_length": p.max_length, "model": p.model, "task": run.task.file.name,
-             "parameters": {key: value for key, value in records.stored(p).items() if key not in ("data_dir", "output_dir", "seeds")}}
-    write(folder, run.backbone, run.task.labels, about)
-    pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
 
 
 @dataclass

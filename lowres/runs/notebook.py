@@ -96,12 +96,18 @@ class Run:
             outcome = trial(seed)
         _must_be_numbers(outcome.logits, seed)
         if os.environ.get(locks.KEEP):
-            from lowres.runs.keep import write_kept
-
-            write_kept(self, outcome, seed, Path(os.environ[locks.KEEP]))
+            self._keep(outcome, seed, Path(os.environ[locks.KEEP]))
         result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome)}
         result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits)}
         return records.write_trial(self.folder, result, predictions(self.task, outcome.logits, seed)) if self.folder else result
+
+    def _keep(self, outcome: Outcome, seed: int, folder: Path) -> None:
+        from lowres.methods.kept import write_with_answers
+
+        asked = {key: value for key, value in records.stored(self.parameters).items() if key not in ("data_dir", "output_dir", "seeds")}
+        about = {"method": self.method, "seed": seed, "max_length": self.parameters.max_length, "model": self.parameters.model,
+                 "task": self.task.file.name, "parameters": asked}
+        write_with_answers(folder, self.backbone, self.task, outcome.evaluation or self.evaluation, outcome.logits, about)
 
     def results(self) -> pd.DataFrame:
         """A line an evaluation set: accuracy, its interval, the yardstick."""
