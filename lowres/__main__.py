@@ -1,4 +1,4 @@
-"""The command line: lowres run | status | check | analyse | publish | keep STUDY; predict FOLDER FILE; prepare, once per user; convert MODEL."""
+"""The command line: lowres new NAME FILE; run | status | check | analyse | publish | keep STUDY; predict FOLDER FILE; prepare; convert MODEL."""
 
 from __future__ import annotations
 

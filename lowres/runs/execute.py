@@ -23,6 +23,7 @@ from lowres.runs.process import NotebookResult, run_notebook
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
+COMPUTED_BY = ("analysis/*.py", "runs/records.py", "runs/summary.py", "methods/show.py")  # what an analysis says, and how it draws
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so
 
@@ -194,7 +195,8 @@ def analyse(study: Study, force: bool = True) -> str | None:
 def analysis_mark(study: Study, notebook: Path) -> str:
     """Names what an analysis was made of: the study, the records, the notebook and what it computes with."""
     digest = hashlib.sha256(f"{study.description} {[run.name for run in study.runs]}".encode())
-    for file in [notebook, *sorted((ROOT / "lowres").rglob("*.py")), *(run.folder / "record.json" for run in study.runs)]:
+    code = [file for part in COMPUTED_BY for file in sorted((ROOT / "lowres").glob(part))]
+    for file in [notebook, *code, *(run.folder / "record.json" for run in study.runs)]:
         digest.update(file.read_bytes() if file.is_file() else b"missing")
     for run in study.runs:  # a trial counts before its run has a record
         digest.update(repr(records.journalled(run.folder)).encode())
