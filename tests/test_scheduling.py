@@ -10,7 +10,6 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
-from toys import GRAMMAR
 
 from lowres.__main__ import RunOptions, chosen, run_command
 from lowres.files import ROOT, BadInput
@@ -18,9 +17,9 @@ from lowres.runs import records
 from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
 from lowres.runs.execute import Options, analyse, execute
 from lowres.runs.process import NotebookResult
-from lowres.runs.progress import TimeLeft, as_json
+from lowres.runs.progress import START, TimeLeft, as_json
 from lowres.runs.status import all_statuses, remaining
-from lowres.runs.study import read_study, select
+from lowres.runs.study import select
 
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
@@ -220,45 +219,21 @@ def test_the_time_left_comes_from_what_was_measured(tmp_path):
     time_left = TimeLeft(statuses)
     time_left.add(study.runs[0], 10.0)
     time_left.add(study.runs[1], 30.0)
-    assert time_left.of({study.runs[0]: 2, study.runs[1]: 1}, 2) == (2 * 10 + 30) / 2
+    assert time_left.of({study.runs[0]: 2, study.runs[1]: 1}, 2) == 30 + START, "the longer of the two, each with its kernel's start"
+    assert time_left.of({study.runs[0]: 2, study.runs[1]: 1}, 1) == 2 * 10 + 30 + 2 * START
     finish(study.runs[0])
     answer = json.loads(as_json(study, all_statuses(study), 2))
     assert answer["counts"] == {"done": 1, "missing": 2} and answer["finished"] == 1 and len(answer["runs"]) == 3
 
 
-def test_the_time_left_grows_with_the_shots_as_the_same_runs_did(tmp_path):
-    study = write_study(tmp_path, shots=[2, 4, 8], methods=["vanilla", "pbft"])
-    vanilla, pbft = (dict(zip((2, 4, 8), study.runs[start:], strict=False)) for start in (0, 3))
+def test_a_run_that_was_not_measured_takes_what_its_method_took_on_its_task_or_any_run(tmp_path):
+    """Where nothing was expected beforehand, as on a cluster; else see test_estimate."""
+    study = write_study(tmp_path, shots=[2, 4], methods=["vanilla", "pbft"])
     time_left = TimeLeft([])
-    time_left.add(vanilla[2], 10.0)
-    assert time_left.of({vanilla[8]: 1}, 1) == 10, "one number of shots makes no line"
-    time_left.add(vanilla[4], 30.0)
-    assert time_left.of({vanilla[8]: 3}, 1) == pytest.approx(3 * 70)
-    assert time_left.of({pbft[8]: 1}, 1) == 20, "another method's trials: their mean"
-    for _ in range(2):
-        time_left.add(pbft[4], 20.0)
-        time_left.add(pbft[8], 4.0)
-    assert time_left.of({pbft[2]: 1}, 1) == pytest.approx(28)
-    falling = TimeLeft([])
-    falling.add(vanilla[2], 20.0)
-    falling.add(vanilla[4], 10.0)
-    assert falling.of({vanilla[8]: 1}, 1) == 10, "never less than the shortest that was measured"
-
-
-def test_the_time_left_of_the_whole_pool_comes_from_no_line_through_numbers(tmp_path):
-    path = tmp_path / "all.yaml"
-    path.write_text("description: d\nset: {fidelity: as_coded, epochs: 3, seeds: [0]}\n"
-                    f"vary: {{shots: [2, 16, all], task: [{GRAMMAR}]}}\n"
-                    "methods: [{method: distillation}]\n")
-    few, more, every = read_study(str(path), outputs=str(tmp_path)).runs
-    time_left = TimeLeft([])
-    time_left.add(few, 10.0)
-    time_left.add(more, 30.0)
-    assert time_left.of({every: 1}, 1) == 20
-    time_left = TimeLeft([])
-    time_left.add(few, 10.0)
-    time_left.add(every, 30.0)
-    assert time_left.of({more: 1}, 1) == 20
+    time_left.add(study.runs[0], 10.0)
+    assert time_left.of({study.runs[1]: 1}, 1) == 10 + START and time_left.of({study.runs[2]: 1}, 1) == 10 + START
+    time_left.add(study.runs[2], 30.0)
+    assert time_left.of({study.runs[3]: 2}, 1) == 60 + START and time_left.of({study.runs[1]: 1}, 1) == 10 + START
 
 
 @pytest.fixture
