@@ -1,4 +1,4 @@
-"""The command line: lowres new NAME FILE; run | status | check | analyse | publish | keep STUDY; predict FOLDER FILE; prepare; convert MODEL."""
+"""The command line: lowres new NAME FILE; run, status, check, analyse, publish, wrong, keep STUDY; predict FOLDER FILE; prepare; convert MODEL."""
 
 from __future__ import annotations
 
@@ -289,6 +289,30 @@ def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
     for sentence in left_out:
         print(f"not in the site's answer: {sentence}")
     print(f"read it in a browser: {shown(index)}")
+
+
+@app.command()
+def wrong(
+    study: StudyName, only: Only = "", data_dir: DataDir = None, outputs: Outputs = "outputs",
+    most: Annotated[int, typer.Option(min=1, help="how many are printed")] = 10,
+    out: Annotated[str, typer.Option(help="a .csv for all of them (default: the study's wrong.csv)")] = "",
+) -> None:
+    """Which rows are predicted wrongly: first those that most draws of the examples get wrong, and are surest of. Look there for wrong labels."""
+    from lowres.analysis.collect import collect_study
+    from lowres.analysis.mistakes import mistakes
+    from lowres.files import write_whole
+
+    plan = select(read_study(study, data_dir, outputs), only)
+    found = mistakes(collect_study(plan))
+    if not len(found):
+        raise BadInput(f"{plan.name}: no trial has a wrong answer: `lowres run {plan.name}` makes trials")
+    target = located(out) if out else plan.folder / "wrong.csv"
+    write_whole(target, found.to_csv(index=False))
+    for line in found.head(most).itertuples():
+        texts = ": " + " | ".join(map(str, line[12:])) if len(line) > 12 else ""
+        print(f"{f'{line.method} {line.variant}'.strip()}, {line.shots} shots, {line.set} row {line.row}: {line.label!r} taken for "
+              f"{line.predicted!r} by {line.wrong} of {line.trials} trials, {line.confidence:.2f} sure{texts}")
+    print(f"all {len(found):,}: {shown(target)}")
 
 
 @app.command()

@@ -107,6 +107,17 @@ def test_a_folder_that_answers_otherwise_is_not_kept(study, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_the_notebook_that_uses_it_runs(kept, tmp_path):
+    import papermill
+
+    pd.DataFrame({"sentence": TEXTS}).to_csv(tmp_path / "rows.csv", index=False)
+    for given in ({"folder": str(kept), "file": str(tmp_path / "rows.csv")}, {"folder": str(kept), "texts": ["The nurse has slept."]}):
+        done = papermill.execute_notebook(keep.located("notebooks/use.ipynb"), tmp_path / "use.ipynb", given, progress_bar=False,
+                                          kernel_name="python3", cwd=str(keep.located(".")))
+        shown = json.dumps(done.cells[4:])
+        assert "p(acceptable)" in shown and ("read to 48 tokens" in shown) == ("file" in given)
+
+
 TEXTS = ["The nurse has written a letter.", "", "The doctor praised the pilot.", "   ", "The children were playing in the garden " * 20,
          "a;b \"c\"\td"]
 

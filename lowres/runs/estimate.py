@@ -16,6 +16,7 @@ from functools import cache, lru_cache
 import torch
 from dask.system import CPU_COUNT
 from platformdirs import user_cache_path
+from torch import nn
 
 from lowres.files import read_json, write_json
 from lowres.methods.choose_pattern import NOT_TRIED
@@ -33,7 +34,7 @@ from lowres.tasks.task_file import read_task
 
 LONG = 3600  # seconds from which a plan says what would make it shorter
 SAMPLE = 256  # rows of a set whose lengths stand for all
-MEASURED = ((4, 128), (16, 128))  # rows and tokens of the two steps that tell what a step costs beside its tokens
+READ, STEPPED = (8, 128), 2**24  # rows of tokens that are read, and weights of which an optimizer takes a step, to measure a rate
 
 
 @dataclass(frozen=True)
@@ -248,26 +249,25 @@ def _layer(config, place: torch.device):
 
 def _one(model, place: torch.device, precision: str) -> tuple[float, float, float]:
     weights = sum(weight.numel() for weight in layer_stack(model).parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    small, large = (torch.randint(0, 1024, shape, device=place) for shape in MEASURED)
+    ids = torch.randint(0, 1024, READ, device=place)
+    many = nn.Parameter(torch.zeros(STEPPED, device=place))  # more than a processor's caches hold, as a model's are
+    many.grad = torch.ones_like(many)
+    optimizer = torch.optim.AdamW([many], lr=1e-6, fused=True)
 
-    def states(ids):
+    def states() -> torch.Tensor:
         with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return model(input_ids=ids, use_cache=False).last_hidden_state
 
-    def step(ids) -> None:
-        states(ids).float().mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    def train() -> None:
+        states().float().mean().backward()
+        model.zero_grad(set_to_none=True)
+
+    def step() -> None:
+        torch.nn.utils.get_total_norm([many.grad])
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    def read() -> None:
-        with torch.inference_mode():
-            states(large)
-
-    short, long, reading = (_timed(job, place) for job in (lambda: step(small), lambda: step(large), read))
-    a_token = max(1e-12, (long - short) / (large.numel() - small.numel()))
-    return 2 * weights * large.numel() / reading, 6 * weights / a_token, max(0.0, short - a_token * small.numel()) / weights
+    reading, training, stepping = (_timed(job, place) for job in (torch.inference_mode()(states), train, step))
+    return 2 * weights * ids.numel() / reading, 6 * weights * ids.numel() / training, stepping / STEPPED
 
 
 def _timed(job: Callable[[], None], place: torch.device, least: float = 0.3) -> float:

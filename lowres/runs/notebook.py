@@ -119,7 +119,7 @@ class Run:
 
     def cost(self) -> pd.DataFrame:
         """Seconds, memory, parameters and operations, a line a trial."""
-        return summary.cost(self.trials)
+        return summary.cost(self.trials, environment(self.backbone), matrix_rate(str(self.backbone.device), self.backbone.precision))
 
     def _finished(self) -> dict[int, dict[str, Any]]:
         """The trials that count, by seed. Others that plain papermill finds in `output_dir` make room first. (The runner has seen to its own.)"""
@@ -297,7 +297,6 @@ def environment(backbone) -> dict[str, Any]:
     return {
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
         "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
-        "matrix_rate": matrix_rate(str(backbone.device), backbone.precision),
     }
 
 

@@ -128,22 +128,22 @@ def breakdown(trials: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(lines).groupby(["set", "part", "rows"], sort=False).mean().round(1).reset_index()
 
 
-def cost(trials: list[dict]) -> pd.DataFrame:
-    """What each trial cost, a line a seed."""
+def cost(trials: list[dict], here: dict[str, Any], rate: float) -> pd.DataFrame:
+    """What each trial cost, a line a seed. `rate`: operations a second of this kernel's matrix products, `here`, its environment."""
     return pd.DataFrame([
-        {"seed": trial["seed"], **{f"{phase}, s": f"{value:.1f}" for phase, value in trial["seconds"].items()}, **_speed(trial),
+        {"seed": trial["seed"], **{f"{phase}, s": f"{value:.1f}" for phase, value in trial["seconds"].items()}, **_speed(trial, here, rate),
          "peak memory, GB": f"{records.peak_memory(trial):.2f}", "trained parameters": f"{trial['trainable']:,}",
          "of all, %": f"{100 * trial['trainable'] / trial['parameters']:.2f}", "TFLOP (estimate)": f"{trial['flops'] / 1e12:.1f}"}
         for trial in trials
     ]).set_index("seed")
 
 
-def _speed(trial: dict) -> dict[str, str]:
-    """Tokens a second, and which part of the machine's rate of matrix products the estimated operations are."""
-    took, rate = records.seconds_of(trial), trial.get("environment", {}).get("matrix_rate")
-    tokens = sum(trial["tokens"].values())
+def _speed(trial: dict, here: dict[str, Any], rate: float) -> dict[str, str]:
+    """Tokens a second, and which part of the rate of matrix products the estimated operations are; '' for a trial of another machine."""
+    took, tokens = records.seconds_of(trial), sum(trial["tokens"].values())
+    same = all(trial.get("environment", {}).get(key) == here[key] for key in ("device", "threads", "precision"))
     return {"tokens a second": f"{tokens / took:,.0f}" if took and tokens else "",
-            "of the matrix rate, %": f"{100 * trial['flops'] / took / rate:.0f}" if took and rate and trial["flops"] else ""}
+            "of the matrix rate, %": f"{100 * trial['flops'] / took / rate:.0f}" if took and same and trial["flops"] else ""}
 
 
 def side_by_side(trials: list[dict[str, Any]], own: str) -> pd.DataFrame:

@@ -1,0 +1,47 @@
+"""What is predicted wrongly is told row by row, the rows that most trials get wrong first."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import METHODS, filled
+from toys import GRAMMAR
+
+from lowres.analysis import mistakes
+from lowres.analysis.collect import collect
+from lowres.runs import records
+from lowres.tasks.load import load_task
+from lowres.tasks.task_file import read_task
+
+
+ROWS = list(load_task(GRAMMAR, "", 200).evaluation["in_domain"].index[:3])
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """Three trials that have predicted three rows: the first wrongly by all, the others by one each, always three to one."""
+    rows = pd.DataFrame({"set": "in_domain", "row": ROWS * 3, "label": 1, "trial": np.repeat([0, 1, 2], 3)})
+    rows["prediction"] = [0, 1, 0, 0, 1, 1, 0, 0, 1]
+    rows["logit_unacceptable"] = np.where(rows["prediction"] == 0, np.log(3), 0.0)
+    rows["logit_acceptable"] = np.where(rows["prediction"] == 0, 0.0, np.log(3))
+    study = collect(*filled(tmp_path, tasks=(GRAMMAR,), shots=(2,), seeds=range(3), methods=METHODS[:1]))
+    monkeypatch.setattr(records, "read_predictions", lambda folder: rows)
+    return study
+
+
+def test_each_wrong_row_is_counted_over_trials_and_the_surest_come_first(found):
+    lines = mistakes.mistakes(found)
+    assert lines[["row", "wrong", "trials"]].to_numpy().tolist() == [[ROWS[0], 3, 3], [ROWS[2], 1, 3], [ROWS[1], 1, 3]]
+    assert set(lines["label"]) == {"acceptable"} and set(lines["predicted"]) == {"unacceptable"} and set(lines["confidence"]) == {0.75}
+    text = load_task(GRAMMAR).evaluation["in_domain"]["sentence"]
+    assert list(lines["sentence"]) == [text[ROWS[0]], text[ROWS[2]], text[ROWS[1]]]
+
+
+def test_texts_of_a_task_that_may_not_show_its_rows_are_left_out(found, monkeypatch):
+    monkeypatch.setattr(mistakes, "read_task", lambda name: read_task(name).model_copy(update={"show_rows": False}))
+    assert "sentence" not in mistakes.mistakes(found)
+
+
+def test_a_study_without_results_has_no_mistakes():
+    from lowres.analysis.collect import Collected
+
+    assert mistakes.mistakes(Collected("empty")).empty
