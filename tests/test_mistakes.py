@@ -12,7 +12,6 @@ from lowres.runs import records
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 
-
 ROWS = list(load_task(GRAMMAR, "", 200).evaluation["in_domain"].index[:3])
 
 

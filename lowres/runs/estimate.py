@@ -6,7 +6,9 @@ trained as methods read and train it, by as many threads at once as there will b
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -232,12 +234,20 @@ def _measured(config, place: torch.device, precision: str, threads: int, workers
     """One layer of this form with random weights, in as many threads as there will be workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    _keep_blocks()
     try:
         with ThreadPoolExecutor(workers) as pool:
             found = list(pool.map(lambda layer: _one(layer, place, precision), [_layer(config, place) for _ in range(workers)]))
     finally:
         torch.set_num_threads(before)
     return Rate(*(sum(values) / workers for values in zip(*found)))
+
+
+def _keep_blocks() -> None:
+    """Memory is kept as kernels keep it (`process.KERNEL_ENVIRONMENT`): given back and faulted in anew it takes half of a step's time."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        for setting, value in ((-8, 1), (-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):  # arenas, mmap's threshold, trim's, padding
+            mallopt(setting, value)
 
 
 def _layer(config, place: torch.device):
