@@ -130,13 +130,15 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
         return []
     theme()
     domain = {"in": "in domain", "out": "out of domain"}
-    named = [line_name(*key).replace(",", ", ") for key in zip(lines["method"], lines["variant"])]
-    panel = [f"{plain(Path(task).stem)}: {plain(name)} ({domain[where]})" for task, name, where in zip(lines["task"], lines["set"], lines["domain"])]
+    across, tasks = lines["shots"].nunique() > 1, lines["task"].nunique()
+    named = [line_name(*key).replace(",", ", " if across else ",\n") for key in zip(lines["method"], lines["variant"])]
+    panel = [(f"{plain(Path(task).stem)}: " if tasks > 1 else "") + f"{plain(name)} ({domain[where]})"
+             for task, name, where in zip(lines["task"], lines["set"], lines["domain"])]
     table = lines.assign(line=named, panel=panel, percent=100 * lines["accuracy"], shots=lines["shots"].astype(int))
     looks = {name: COLOURS.get(method, "0.2") for name, method in zip(named, lines["method"])}
     form = {"data": table, "hue": "line", "palette": looks, "col": "panel", "col_wrap": min(2, table["panel"].nunique()), "height": 3.4,
             "aspect": 1.4, "errorbar": lambda values: np.clip(interval(values), 0, 100)}
-    if across := table["shots"].nunique() > 1:
+    if across:
         grid = sns.relplot(kind="line", x="shots", y="percent", style="line", markers=True, dashes=True, err_style="bars",
                            facet_kws={"sharey": False}, **form)
         grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
@@ -153,7 +155,7 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
     grid.set_axis_labels(*(("labelled examples per class", "accuracy, %") if across else ("accuracy, %", ""))).set_titles("{col_name}", size="medium")
     plt.close(grid.figure)
     alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
-           f"{'; '.join(looks)}. "
+           f"{'; '.join(name.replace(chr(10), ' ') for name in looks)}. "
            f"{counted(lines).capitalize()}, bars are 95 % intervals over seeds. The dotted line is a constant answer"
            + (", the long-dashed one the untrained model." if table["untrained"].notna().any() else "."))
     return [Picture(grid.figure, "answer", alt)]
