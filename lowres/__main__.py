@@ -48,7 +48,8 @@ def run_command(order: RunOptions) -> int:
     todo = chosen(statuses, order.rerun)
     said, expected = [], {}
     if todo and not order.dry_run:  # before anything is written: bad input is one sentence
-        wanted = {status.run: status.wanted - status.finished for status in statuses if status.run in set(todo)}
+        left = remaining(statuses)
+        wanted = {run: left[run] for run in todo}
         said, expected = _elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, order.workers, order.scheduler)
         todo = in_good_order(todo, {run: trials * expected.get(run.name, (0.0, 0.0))[0] for run, trials in wanted.items()})
     for line in said:
@@ -57,8 +58,9 @@ def run_command(order: RunOptions) -> int:
         print(line)
     print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
     if order.dry_run:
+        asked = set(todo)
         for status in statuses:
-            if status.run in set(todo):
+            if status.run in asked:
                 print(f"would execute {status.run.name} ({status.state}, {status.finished} of {status.wanted} trials)")
         return ALL_DONE
     interrupted = _executed(order, study, statuses, todo, expected) if todo else False
@@ -235,7 +237,7 @@ def status(
 
 def _expected(statuses: list[Status], workers: int | None) -> Expected:
     """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
-    unknown = {run: trials for run, trials in remaining(statuses).items() if trials and not any(s.seconds for s in statuses if s.run is run)}
+    unknown = {run: trials for run, trials in remaining([status for status in statuses if not status.seconds]).items() if trials}
     try:
         return _elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0] if unknown else {}
     except BadInput:
@@ -335,13 +337,14 @@ def _best(study: Study) -> Run:
     """Of the runs that train, the most accurate one on average over domains, at the most shots."""
     from lowres.analysis.answer import at_most_shots, main_lines
     from lowres.analysis.collect import collect_study
+    from lowres.methods.kept import NOTHING_TO_KEEP
 
     lines = main_lines(collect_study(study).trials)
     if not len(lines):
         raise BadInput(f"{study.name}: there are no results to choose by: `lowres run {study.name}` makes them")
     if lines["task"].nunique() > 1:
         raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
-    lines = at_most_shots(lines[~lines["method"].isin(["in_context", "baselines"])])[0]
+    lines = at_most_shots(lines[~lines["method"].isin(list(NOTHING_TO_KEEP))])[0]
     means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
     return next(run for run in study.runs if str(run.folder) == means.idxmax())
 

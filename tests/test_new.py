@@ -8,6 +8,7 @@ import pytest
 from lowres.files import ROOT, BadInput
 from lowres.runs.checks import check_file, forget_files
 from lowres.runs.study import read_study
+from lowres.tasks import load
 from lowres.tasks import new as module
 from lowres.tasks.load import load_task
 from lowres.tasks.new import new
@@ -81,6 +82,15 @@ def test_rows_from_elsewhere_are_a_file_of_their_own(project):
     made(project, elsewhere=str(project / "far" / "rows.jsonl"))
     task = load_task("guests")
     assert len(task.evaluation["elsewhere"]) == 120 and task.file.evaluation["elsewhere"].domain == "out"
+
+
+def test_a_file_of_several_parts_is_read_once_and_what_was_guessed_of_it_is_said_once(project, monkeypatch):
+    (project / "rows.csv").write_bytes(ROWS.assign(note="Café: " + ROWS["note"]).to_csv(index=False).encode("cp1252"))
+    new("guests", str(project / "rows.csv"), source="hotel", held_out=["south"])
+    read, seen = load.read_table, []
+    monkeypatch.setattr(load, "read_table", lambda path, wanted: seen.append(path.name) or read(path, wanted))
+    assert [note for note in load_task("guests").warnings if "Windows-1252" in note] == ["rows.csv: read as Windows-1252, since line 2 is not UTF-8"]
+    assert sorted(seen) == ["guests.split.csv", "rows.csv"]
 
 
 def test_rows_without_a_label_are_left_out_and_counted(project):

@@ -250,6 +250,14 @@ def test_braces_that_stand_for_themselves_are_written_twice(asked, tiny_llama):
     assert backbone.tokenizer.decode(ids[len(backbone.prefix):]) == "{ The soup was lovely on Monday }"
 
 
+def test_a_long_file_of_quoted_cells_is_told_apart_in_one_pass(tmp_path):
+    import time
+
+    (tmp_path / "long.tsv").write_text("text\tlabel\n" + "".join(f'"day ""{i}"""\tpraise\n' for i in range(40_000)) + '"two\nlines"\tpraise\n')
+    begun = time.perf_counter()
+    assert read_table(tmp_path / "long.tsv").frame["text"].iloc[-2:].tolist() == ['day "39999"', "two\nlines"] and time.perf_counter() - begun < 10
+
+
 def test_a_large_file_is_read_in_seconds_and_in_little_memory(asked, tmp_path):
     import resource
     import time

@@ -32,15 +32,17 @@ from lowres.tasks.task_file import fields, filled
 
 ABOUT = "lowres.json"  # what the folder is, beside what transformers reads
 EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
+NOTHING_TO_KEEP = {
+    "in_context": "in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt",
+    "baselines": "baselines leave the backbone as it is: keep is for methods that train it",
+}
 CHUNK = 1000  # rows that are predicted, and written, at a time
 
 
 def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
-    if method == "in_context":
-        raise BadInput("keep: in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt")
-    if method == "baselines":
-        raise BadInput("keep: baselines leave the backbone as it is: keep is for methods that train it")
+    if method in NOTHING_TO_KEEP:
+        raise BadInput(f"keep: {NOTHING_TO_KEEP[method]}")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":
         raise BadInput("keep: distillation as_coded trains two models with heads of their own, of which none is the method's")
 

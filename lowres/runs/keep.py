@@ -146,7 +146,7 @@ def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any])
     lines = [f"- {line}" for line in summary.headline(trials)]
     own = ", ".join(f"{name} {100 * scores['accuracy']:.1f} %" for name, scores in trial["sets"].items())
     plain = {key: field.default for key, field in type(p).model_fields.items()}
-    settings = "".join(f", {key} {value}" for key, value in about["parameters"].items() 
+    settings = "".join(f", {key} {value}" for key, value in about["parameters"].items()
                        if value != plain[key] and key not in ("model", "task", "shots"))
     return f"""# {spec.name}: {spec.description}
 

@@ -105,7 +105,8 @@ class Progress:
                  expected: Expected | None = None):
         self.study, self.todo, self.workers, self.tell = study, todo, workers, tell
         self.time_left = TimeLeft(statuses, expected)
-        self.open = {status.run.name: status.run for status in statuses if status.run in set(todo)}
+        asked = set(todo)
+        self.open = {status.run.name: status.run for status in statuses if status.run in asked}
         self.remaining = {status.run: status.wanted - status.finished for status in statuses if status.run.name in self.open}
         self.total = len(todo)
         self.trials, self.trials_done = sum(self.remaining.values()), 0

@@ -7,7 +7,7 @@ place, so a variation (three labels instead of two) is a few lines.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, reduce
 from pathlib import Path
@@ -97,19 +97,19 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
     and break-down columns.
     """
     spec = extended_task(name, tuple(also_evaluate))
-    task = Task(spec, pool=None, evaluation={})
+    task, read = Task(spec, pool=None, evaluation={}), cache(read_table)  # a file of several parts is read once
     for set_name, source in spec.evaluation.items():
-        task.evaluation[set_name] = _rows(spec, set_name, source, data_dir, task)
+        task.evaluation[set_name] = _rows(spec, set_name, source, data_dir, task, read)
         if not len(task.evaluation[set_name]):
             raise BadInput(f"{spec.name}: {set_name}: has no row")
-    pool = _rows(spec, "pool", spec.pool, data_dir, task)
+    pool = _rows(spec, "pool", spec.pool, data_dir, task, read)
     task.pool = _cleaned(pool, task)
     for index, label in enumerate(spec.labels):
         if not (task.pool["label"] == index).any():
             raise BadInput(f"{spec.name}: pool: no row of the label {label!r} is there ({task.notes[-1].removeprefix('pool: ')})")
     for set_name in set(task.evaluation) - set(read_task(name).evaluation):
         others = task.evaluation[set_name]
-        task.evaluation[set_name] = others.loc[~_key(others, spec.text).isin(set(_key(task.pool, spec.text)))]
+        task.evaluation[set_name] = others.loc[~text_key(others, spec.text).isin(set(text_key(task.pool, spec.text)))]
         if not len(task.evaluation[set_name]):
             raise BadInput(f"{spec.name}: {set_name}: every row also stands in the pool")
     task.warnings += _skewed(task)
@@ -143,7 +143,7 @@ def capped(rows: pd.DataFrame, most: int, strata: list[str]) -> pd.DataFrame:
     return rows.loc[sorted(in_order[((np.arange(most) + 0.5) * len(rows) / most).astype(int)])]
 
 
-def _key(rows: pd.DataFrame, text: list[str], alike: bool = False) -> pd.Series:
+def text_key(rows: pd.DataFrame, text: list[str], alike: bool = False) -> pd.Series:
     """What makes two rows the same text; with `alike`, whatever their case, white space and Unicode form."""
     parts = [rows[column].str.strip() for column in text]
     if alike:
@@ -152,28 +152,28 @@ def _key(rows: pd.DataFrame, text: list[str], alike: bool = False) -> pd.Series:
     return reduce(lambda left, right: left + "\x1f" + right, parts)
 
 
-def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> pd.DataFrame:
+def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table]) -> pd.DataFrame:
     """A set's rows, numbered from 0 through all of its files."""
     import pandas as pd
 
     if getattr(source, "task", ""):
         other = read_task(source.task)
-        rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task)
+        rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task, read)
         return rows.rename(columns=dict(zip(other.text, spec.text)))
     parts, start = [], 0
-    for table in _tables(spec, set_name, source, data_dir, task):
+    for table in _tables(spec, set_name, source, data_dir, task, read):
         part = _labelled(spec, source, table, task, set_name)
         if source.part:
-            part = part.loc[part.index.isin(_of_part(spec, source.part, table))]
+            part = part.loc[part.index.isin(_of_part(spec, source.part, table, read))]
         parts.append(part.set_axis(part.index + start))
         start += len(table.frame)
-        task.warnings += table.notes
+        task.warnings += [note for note in table.notes if note not in task.warnings]
     return pd.concat(parts)
 
 
-def _of_part(spec: TaskFile, name: str, table: Table) -> set[int]:
+def _of_part(spec: TaskFile, name: str, table: Table, read: Callable[..., Table]) -> set[int]:
     """The rows that the split gives to a part. Raises BadInput for a part that has none, or a split of another file."""
-    split = read_table(Path(spec.split), ["row", "part"])
+    split = read(Path(spec.split), ("row", "part"))
     rows, parts = split.text("row"), split.text("part")
     if len(rows) != len(table.frame) or list(rows) != [str(i) for i in range(len(rows))]:
         raise BadInput(f"{split.where}: has {len(rows):,} rows, {table.where} has {len(table.frame):,}: the file has changed since it was parted "
@@ -183,7 +183,7 @@ def _of_part(spec: TaskFile, name: str, table: Table) -> set[int]:
     return {i for i, part in enumerate(parts) if part == name}
 
 
-def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task) -> list[Table]:
+def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table]) -> list[Table]:
     if spec.embedded:
         return [Table(f"{spec.name} ({set_name})", sentiment.sets()[set_name])]
     if place := spec.folder or data_dir:
@@ -192,7 +192,7 @@ def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: 
             raise BadInput(f"{spec.name}: {set_name}: the task file names no file, so data_dir cannot be used")
         for file, path in zip(source.files, paths):
             task.checksums[file] = verified(spec, file, path)
-        return [read_table(path, [*spec.columns.values(), spec.label]) for path in paths]
+        return [read(path, (*spec.columns.values(), spec.label)) for path in paths]
     if source.hub:
         frame = from_hub(source.hub)
         for column in set(getattr(source, "break_down_by", [])) - set(frame):  # GLUE's CoLA has no `source`
@@ -203,6 +203,8 @@ def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: 
 
 
 def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name: str) -> pd.DataFrame:
+    import pandas as pd
+
     extra = getattr(source, "break_down_by", [])
     texts, values = {name: table.text(column) for name, column in spec.columns.items()}, table.text(spec.label).fillna("")
     names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
@@ -225,16 +227,14 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
     for column in extra:
         # A break-down by the label shows the names; `label` itself stays the index.
         result[column if column != "label" else "gold"] = labels[kept] if column == "label" else table.text(column)[kept].fillna("")
-    import pandas as pd
-
     return pd.DataFrame(result)
 
 
 def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The pool without what also stands in an evaluation set, in whatever case, white space and Unicode form, and without repeats."""
     text, own = task.file.text, [name for name, rows in task.file.evaluation.items() if not rows.task]
-    key, alike = _key(pool, text), _key(pool, text, alike=True)
-    evaluated = {found for name in own for found in _key(task.evaluation[name], text, alike=True)}
+    key, alike = text_key(pool, text), text_key(pool, text, alike=True)
+    evaluated = {found for name in own for found in text_key(task.evaluation[name], text, alike=True)}
     leaked = alike.isin(evaluated)
     conflicting = pool["label"].groupby(key).transform("nunique") > 1
     repeated = key.duplicated() & ~conflicting

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from lowres.files import ROOT, BadInput, located, near, shown, write_whole
-from lowres.tasks.load import _key
+from lowres.tasks.load import text_key
 from lowres.tasks.table import Table, read_table
 
 LABELS = ("label", "labels", "class", "category", "intent", "sentiment", "target", "topic", "y")
@@ -120,7 +120,7 @@ def _guess_text(table: Table, label: str) -> str:
 
 def _parted(texts: pd.DataFrame, labels: pd.Series, table: Table, source: str, held_out: tuple) -> tuple[pd.Series, list[str]]:
     """Each row's part: pool, test, or the source that is held out; '' without a label. The same text is never on both sides."""
-    key, parts = _key(texts.fillna(""), list(texts), alike=True), pd.Series("", index=labels.index)
+    key, parts = text_key(texts.fillna(""), list(texts), alike=True), pd.Series("", index=labels.index)
     sources = table.text(source).fillna("") if source else pd.Series("", index=labels.index)
     if unknown := [value for value in held_out if value not in set(sources)]:
         raise BadInput(f"{table.where}: {source or '--source'}: no row has {unknown[0]!r}{near(unknown[0], set(sources) - {''})}")

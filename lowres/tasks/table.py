@@ -95,13 +95,12 @@ def _delimited(path: Path, text: str, notes: list[str], wanted: Sequence[str]) -
     if not text.strip():
         raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: No columns: the file is empty")
     delimiter = _delimiter(path, text[: text.find("\n")] if "\n" in text else text, wanted)
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    if delimiter != usual:
+    if delimiter != _usual(path):
         notes.append(f"{path.name}: its columns are parted by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
     if delimiter != "\t" or _quoted(text):
         if delimiter == "\t":
             notes.append(f"{path.name}: its cells are quoted, as spreadsheets do")
-        rows, lines = _unquoted_rows(path, text, delimiter, notes)
+        rows, lines = _rows_without_quotes(path, text, delimiter, notes)
     else:
         numbered = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line]
         lines, rows = [number for number, _ in numbered], [row for _, row in numbered]
@@ -111,28 +110,43 @@ def _delimited(path: Path, text: str, notes: list[str], wanted: Sequence[str]) -
 def _delimiter(path: Path, header: str, wanted: Sequence[str]) -> str:
     """The one by which the header has the most of the columns that are wanted; then what the file's name says; where nothing is wanted, the one
     that makes the most columns."""
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-
     def fits(delimiter: str) -> tuple[int, int, bool]:
         names = [name.strip().strip('"') for name in header.split(delimiter)]
-        return len(set(names) & set(wanted)), 0 if wanted else len(names), delimiter == usual
+        return len(set(names) & set(wanted)), 0 if wanted else len(names), delimiter == _usual(path)
 
     return max(DELIMITERS, key=fits)
 
 
+def _usual(path: Path) -> str:
+    """What a file's name says of its delimiter."""
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
 def _quoted(text: str) -> bool:
-    """Whether a tab-separated file is a spreadsheet's: some column, or every cell with a quotation mark in it, is quoted from end to end."""
-    cells = [cell for line in text.split("\n") for cell in line.split("\t") if '"' in cell]
-    whole = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")]
-    if cells and len(whole) == len(cells):
-        return True
-    # A line break within a quoted cell: as many cells only open as only close.
-    opened = [cell for cell in cells if cell not in whole and cell.startswith('"') and '"' not in cell[1:].replace('""', "")]
-    closed = [cell for cell in cells if cell not in whole and cell.endswith('"') and '"' not in cell[:-1].replace('""', "")]
-    return bool(opened) and len(opened) == len(closed) and len(whole) + len(opened) + len(closed) == len(cells)
+    """Whether a tab-separated file is a spreadsheet's: every cell with a quotation mark in it is quoted from end to end, or, around a line break in
+    it, only opens or only closes, as many the one as the other."""
+    found = {"whole": 0, "opens": 0, "closes": 0}
+    for line in text.split("\n") if '"' in text else ():
+        for cell in line.split("\t") if '"' in line else ():
+            if '"' in cell:
+                kind = _quoting(cell)
+                if not kind:
+                    return False
+                found[kind] += 1
+    return sum(found.values()) > 0 and found["opens"] == found["closes"]
 
 
-def _unquoted_rows(path: Path, text: str, delimiter: str, notes: list[str]) -> tuple[list[list[str]], list[int]]:
+def _quoting(cell: str) -> str:
+    """How a cell with a quotation mark is quoted: whole, opens, closes; '' where the mark is a character like others."""
+    def plain(inside: str) -> bool:
+        return '"' not in inside.replace('""', "")
+
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and plain(cell[1:-1]):
+        return "whole"
+    return "opens" if cell[0] == '"' and plain(cell[1:]) else "closes" if cell[-1] == '"' and plain(cell[:-1]) else ""
+
+
+def _rows_without_quotes(path: Path, text: str, delimiter: str, notes: list[str]) -> tuple[list[list[str]], list[int]]:
     """Rows of a file that quotes, and the line each begins in; `notes` gets a word on a cell that has swallowed what looks like rows."""
     rows, lines, longer, begun = [], [], [], 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
