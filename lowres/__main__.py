@@ -2,166 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import shlex
 import sys
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.markup import escape
 
-from lowres.files import BadInput, called, located, shown
-from lowres.runs.progress import Expected, problems, summary
-from lowres.runs.status import Status, all_statuses, counts, remaining
+from lowres.files import BadInput, located, shown
+from lowres.runs.command import INTERRUPTED, expected_of_the_unknown, run_command
+from lowres.runs.status import all_statuses
 from lowres.runs.study import Run, Study, read_study, select
-
-ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What was asked for on the command line."""
-
-    study: str
-    data_dir: str | None = None
-    outputs: str = "outputs"
-    only: str = ""
-    rerun: frozenset[str] = frozenset()
-    workers: int | None = None
-    scheduler: str | None = None
-    dry_run: bool = False
-    fail_fast: bool = False
-    timeout: int | None = None
-    retries: int = 2
-    notebooks: str = "notebooks"
-
-
-def run_command(order: RunOptions) -> int:
-    """Returns the exit code. Raises BadInput before anything is written."""
-    whole = read_study(order.study, order.data_dir, order.outputs)
-    study = select(whole, order.only)
-    statuses = all_statuses(study)
-    todo = chosen(statuses, order.rerun)
-    said, expected = [], {}
-    if todo and not order.dry_run:  # before anything is written: bad input is one sentence
-        left = remaining(statuses)
-        wanted = {run: left[run] for run in todo}
-        said, expected = _elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, order.workers, order.scheduler)
-        todo = in_good_order(todo, {run: trials * expected.get(run.name, (0.0, 0.0))[0] for run, trials in wanted.items()})
-    for line in said:
-        print(line)
-    for line in problems(statuses):
-        print(line)
-    print(f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {_listed(counts(statuses))}; {len(todo)} to execute")
-    if order.dry_run:
-        asked = set(todo)
-        for status in statuses:
-            if status.run in asked:
-                print(f"would execute {status.run.name} ({status.state}, {status.finished} of {status.wanted} trials)")
-        return ALL_DONE
-    interrupted = _executed(order, study, statuses, todo, expected) if todo else False
-    message = None if interrupted else _analysed(whole, order)
-    return _summed_up(order, whole, study, all_statuses(study), interrupted, message)
-
-
-def chosen(statuses: list[Status], rerun: frozenset[str]) -> list[Run]:
-    """What is executed: all that is not done, but failed and stale runs only if asked (failures of the machine's making anyway)."""
-    def wanted(status: Status) -> bool:
-        if status.failure:
-            return "failed" in rerun or bool(status.failure["again"])
-        return status.state != "done" and (status.state != "stale" or "stale" in rerun)
-
-    return [status.run for status in statuses if wanted(status)]
-
-
-def in_good_order(todo: list[Run], seconds: dict[Run, float]) -> list[Run]:
-    """The shortest run first, so that there is something to read soon; then the longest, so that no worker is left alone with one at the end."""
-    first, *others = sorted(todo, key=lambda run: seconds[run])
-    return [first, *sorted(others, key=lambda run: -seconds[run])]
-
-
-def _executed(order: RunOptions, study: Study, statuses: list[Status], todo: list[Run], expected: Expected) -> bool:
-    from lowres.runs.cluster import run_study
-    from lowres.runs.execute import Options
-
-    options = Options(timeout=order.timeout, retries=order.retries, rerun=order.rerun, notebooks=order.notebooks)
-    try:
-        return run_study(study, statuses, todo, options, order.workers, order.scheduler, order.fail_fast, expected=expected).interrupted
-    except ConnectionError as error:
-        print(f"lowres: {error}", file=sys.stderr)
-        return False
-
-
-def _elsewhere(call: str, *given: Any) -> Any:
-    """What reads data and tokenizers, in a process of its own: the runner stays small while the study runs for days."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(called, call, *given).result()
-
-
-def _analysed(study: Study, order: RunOptions) -> str | None:
-    from lowres.runs.execute import analyse
-
-    if not any(run.folder.is_dir() for run in study.runs):
-        return None
-    return analyse(study, force=False)
-
-
-def command_again(order: RunOptions) -> str:
-    """What is typed to go on with a study: with the data, the outputs and the part of it that were asked for."""
-    default, words = RunOptions(order.study), ["lowres", "run", order.study]
-    for key in ("data_dir", "outputs", "only", "workers", "scheduler"):
-        if getattr(order, key) != getattr(default, key):
-            words += [f"--{key.replace('_', '-')}", str(getattr(order, key))]
-    return shlex.join(words)
-
-
-def _summed_up(order: RunOptions, whole: Study, study: Study, statuses: list[Status], interrupted: bool, message: str | None) -> int:
-    states = Counter(status.state for status in statuses)
-    for line in problems(statuses):
-        print(line, file=sys.stderr)
-    print(summary(study, statuses))
-    if again := sum(1 for status in statuses if status.failure and status.failure["again"]):
-        print(f"{again} runs failed by the machine's fault, not their own: the next lowres run tries them again", file=sys.stderr)
-    if waiting := sum(1 for status in statuses if status.failure and not status.failure["again"]):
-        print(f"{waiting} failed runs wait for --retry-failed; see {shown(study.folder)}/failed/", file=sys.stderr)
-    if states["stale"]:
-        print(f"{states['stale']} stale runs (other parameters, data, weights or code) wait for --rerun-stale; none is lost", file=sys.stderr)
-    if message:
-        print(f"analysis: failed: {message}", file=sys.stderr)
-    if interrupted:
-        print(f"Interrupted; nothing that was finished is lost. To continue: {command_again(order)}")
-        return INTERRUPTED
-    if (study.folder / "analysis.ipynb").is_file():
-        _show_answer(whole)
-        folder = shown(study.folder)
-        print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
-    return ALL_DONE if states["done"] == len(statuses) and not message else SOME_FAILED
-
-
-def _show_answer(study: Study) -> None:
-    """The study's answer, small enough for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from lowres.analysis.answer import at_a_glance
-    from lowres.analysis.collect import collect_study
-
-    console = Console(highlight=False)
-    for title, lines, found in at_a_glance(collect_study(study).trials):
-        table = Table(*lines.columns, title=escape(title), title_justify="left")
-        for row in lines.itertuples(index=False):
-            table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
-        console.print(found, markup=False)
-
-
-def _listed(found: dict[str, int]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in found.items())
-
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 StudyName = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]
@@ -203,14 +55,39 @@ def run(
     A rerun continues where the last one ended. Failed runs wait for --retry-failed (unless the machine was at fault: a dead kernel, a
     full disk), stale ones for --rerun-stale. Exit code: 0 all done, 1 some failed or wait, 2 bad input, 130 interrupted.
     """
+    from lowres.runs.execute import Options
+
     rerun = frozenset(state for state, asked in (("failed", retry_failed), ("stale", rerun_stale)) if asked)
-    order = RunOptions(study, data_dir, outputs, only, rerun, workers, scheduler, dry_run, fail_fast, timeout, retries, notebooks)
+    options = Options(timeout, retries, rerun, notebooks, workers, scheduler, fail_fast)
     try:
-        code = run_command(order)
+        code = run_command(study, options, data_dir, outputs, only, dry_run)
     except KeyboardInterrupt:  # before the study began, or in its analysis
-        code = 130
+        code = INTERRUPTED
+    if code != INTERRUPTED and not dry_run:
+        _show_answer(read_study(study, data_dir, outputs))
     if code:
         raise typer.Exit(code)
+
+
+def _show_answer(study: Study) -> None:
+    """The study's answer, small enough for a terminal, and where to read on; nothing where there is no analysis."""
+    if not (study.folder / "analysis.ipynb").is_file():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from lowres.analysis.answer import at_a_glance
+    from lowres.analysis.collect import collect_study
+
+    console = Console(highlight=False)
+    for title, lines, found in at_a_glance(collect_study(study).trials):
+        table = Table(*lines.columns, title=escape(title), title_justify="left")
+        for row in lines.itertuples(index=False):
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+        console.print(found, markup=False)
+    folder = shown(study.folder)
+    print(f"Read {folder}/analysis.ipynb first, then any run.ipynb in {folder}/<method>/ (in JupyterLab: make lab)")
 
 
 @app.command()
@@ -227,21 +104,12 @@ def status(
 
     plan = select(read_study(study, data_dir, outputs), only)
     statuses = all_statuses(plan)
-    expected = _expected(statuses, workers)
+    expected = expected_of_the_unknown(statuses, workers)
     workers = workers or os.cpu_count() or 1
     if as_json:
         print(in_json(plan, statuses, workers, expected))
     else:
         print_status(plan, statuses, workers, expected)
-
-
-def _expected(statuses: list[Status], workers: int | None) -> Expected:
-    """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
-    unknown = {run: trials for run, trials in remaining([status for status in statuses if not status.seconds]).items() if trials}
-    try:
-        return _elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0] if unknown else {}
-    except BadInput:
-        return {}
 
 
 @app.command()
@@ -255,10 +123,10 @@ def new(
     elsewhere: Annotated[str, typer.Option(help="a file of rows from somewhere else, with the same columns, for out of domain")] = "",
 ) -> None:
     """Makes a task and a study of it out of one file of labelled rows, and says what was found and guessed. The file stays as it is."""
-    from lowres.runs.checks import one_token
+    from lowres.runs.checks import tokens_of
     from lowres.tasks.new import new
 
-    places, said = new(name, file, text or (), label, source, held_out or (), elsewhere, one_token())
+    places, said = new(name, file, text or (), label, source, held_out or (), elsewhere, tokens_of())
     print("\n".join(said))
     print(f"written: {', '.join(shown(place) for place in places)}")
     print(f"next: lowres run {name}    (then: lowres keep {name})")
@@ -301,11 +169,11 @@ def wrong(
 ) -> None:
     """Which rows are predicted wrongly: first those that most draws of the examples get wrong, and are surest of. Look there for wrong labels."""
     from lowres.analysis.collect import collect_study
-    from lowres.analysis.mistakes import mistakes
     from lowres.files import write_whole
+    from lowres.runs.mistakes import mistakes
 
     plan = select(read_study(study, data_dir, outputs), only)
-    found = mistakes(collect_study(plan))
+    found = mistakes(collect_study(plan).runs)
     if not len(found):
         raise BadInput(f"{plan.name}: no trial has a wrong answer: `lowres run {plan.name}` makes trials")
     target = located(out) if out else plan.folder / "wrong.csv"
@@ -322,13 +190,14 @@ def keep(
     study: StudyName, only: Only = "", data_dir: DataDir = None, outputs: Outputs = "outputs",
     seed: Annotated[int | None, typer.Option(help="the draw of examples (default: the study's first)")] = None,
     folder: Annotated[str, typer.Option(help="where it goes (default: the study's kept/)")] = "",
+    all_rows: Annotated[bool, typer.Option("--all-rows", help="train on every labelled row of the pool instead of one draw")] = False,
 ) -> None:
     """Trains one of a study's trials once more and keeps the model, as a folder that plain transformers loads. Unless --only names a run, the one
     that is most accurate at the most examples, in and out of domain."""
     from lowres.runs.keep import keep
 
     plan = select(read_study(study, data_dir, outputs), only)
-    place, checked = keep(plan, plan.runs[0] if len(plan.runs) == 1 else _best(plan), seed, folder)
+    place, checked = keep(plan, plan.runs[0] if len(plan.runs) == 1 else _best(plan), seed, folder, all_rows)
     print(checked)
     print(f"kept: {shown(place)} (its README.md says how good it is and how to use it)")
 

@@ -14,6 +14,8 @@ from lowres.files import ROOT, BadInput, checked, near, read_yaml, shown
 
 Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
+WordScore = Literal["sum", "mean", "first"]
+ClassWeights = Literal["none", "balanced"]
 Head = Literal["verbalizer", "classifier"]
 # PEFT's types that are known to work here (a test tries each), and BITFIT, which is none of PEFT's. Left out are those that want
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
@@ -41,6 +43,7 @@ class Parameters(BaseModel):
     task: str = Field("sentiment", min_length=1, description="a file of parameters/tasks by its name, or by its path")
     data_dir: str = Field("", description="folder with the task's files; empty: the task's hub or embedded source")
     shots: int = Field(16, ge=1, description="labelled examples per class")
+    uneven: bool = Field(False, description="a class that has fewer rows than shots gives what it has; else that is an error")
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1], min_length=1, description="one trial each")
     max_length: int = Field(128, ge=8, description="tokens of an input; the longest text column of a longer one is cut")
     also_evaluate: list[str] = Field([], description="other tasks to predict besides, out of domain: as many labels and text columns")
@@ -73,6 +76,7 @@ class Trained(Parameters):
     learning_rate: float = Field(1.0e-5, gt=0, description="peak of the schedule")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+    class_weights: ClassWeights = Field("none", description="balanced: of uneven shots each class counts as much as the others")
 
 
 class Vanilla(Trained):
@@ -86,6 +90,7 @@ class PBFT(Trained):
 
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
     loss: Words = Field("label_words", description="the softmax is over the label words, or the whole vocabulary")
     fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input")
 
@@ -109,6 +114,7 @@ class Adaptive(Trained):
     head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier (layers and corpus only)")
     pattern: str = Field("", description="the (default) pattern by its name; empty: the task's first, plain for a classifier")
     label_words: str = Field("", description="the (default) label words by their name; empty: the task's first")
+    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
     search_words: int = Field(20, ge=0, description="pattern: words searched among so many top predictions per label; 0: off")
     choose_always: bool = Field(False, description="pattern: may leave the default below 16 shots, too")
     train_layers: int = Field(0, ge=0, description="layers: how many of the top ones train; 0: the top sixth")
@@ -153,6 +159,7 @@ class LoRA(Trained):
     head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first, plain for a classifier")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
     save_adapter: bool = Field(False, description="keep each trial's adapter in output_dir, as PEFT loads it")
     fidelity: Fidelity = Field("as_described", description="as_coded: the authors' prompted input (wants head classifier, learning_rate 1.0e-5)")
 
@@ -197,6 +204,7 @@ class InContext(Parameters):
 
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
     demonstrations: CountOrAll = Field("all", description="of each class in the prompt, as many as fit; all: all the shots; 0: zero-shot")
     scoring: Literal["label_words", "likelihood"] = Field("label_words", description="likelihood: how probable the text itself is, no prompt")
     calibrate: bool = Field(False, description="divide by what a content-free input gets (Zhao et al. 2021)")
@@ -216,6 +224,7 @@ class Distillation(Trained):
     fidelity: Fidelity = Field("as_described", description="as_coded: random heads, teacher and student read the same prompt, gold labels")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
+    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
     context: Literal["demonstrations", "instruction"] = Field("demonstrations", description="what the teacher sees and the student does not")
     demonstrations: CountOrAll = Field("all", description="of each class in a context, as many as fit; all: all the shots")
     inputs: Literal["few-shot", "pool"] = Field("few-shot", description="what is learnt on: the shots' own texts in two folds, or other texts")
@@ -232,6 +241,13 @@ class Distillation(Trained):
             raise ValueError("at least 1 is wanted")
         return count
 
+    @field_validator("class_weights")
+    @classmethod
+    def _learns_no_labels(cls, weights: str) -> str:
+        if weights != "none":
+            raise ValueError("a student learns what its teacher answers, and no labels that could be weighted")
+        return weights
+
     @field_validator("fidelity")
     @classmethod
     def _all_shots_are_as_coded(cls, fidelity: str, others: ValidationInfo) -> str:
@@ -247,7 +263,7 @@ class Distillation(Trained):
             raise ValueError("two folds of demonstrations want at least 2 shots")
         return inputs
 
-    @field_validator("pattern", "context", "demonstrations", "inputs", "unlabelled", "top_k", "temperature", "teacher", "rank")
+    @field_validator("pattern", "word_score", "context", "demonstrations", "inputs", "unlabelled", "top_k", "temperature", "teacher", "rank")
     @classmethod
     def _as_described_only(cls, value: Any, others: ValidationInfo) -> Any:
         if others.data.get("fidelity") == "as_coded" and value != cls.model_fields[others.field_name].default:
@@ -259,6 +275,7 @@ class Baselines(Parameters):
     """What a practitioner would try first: logistic regression on frozen states or on counted words, or another program's answers."""
 
     classifier: Literal["probe", "tfidf", "brought"] = Field("probe", description="probe: on the frozen last state; tfidf: on words; brought: a file")
+    class_weights: ClassWeights = Field("none", description="balanced: of uneven shots each class counts as much as the others")
     pattern: str = Field("", description="probe: a pattern of the task file by its name; empty: its first")
     predictions: str = Field("", validate_default=True, description="brought: a table with set, row and label, or a probability a label")
 

@@ -23,11 +23,11 @@ import psutil
 import yaml
 
 from lowres import files
-from lowres.__main__ import chosen
 from lowres.files import ROOT, located
 from lowres.locks import NOTEBOOK, SCRATCH, STOP, Interrupted
 from lowres.parameters import METHODS, validated
 from lowres.runs import records
+from lowres.runs.command import chosen
 from lowres.runs.status import FingerprintInputs, all_statuses
 from lowres.runs.study import Run, Study, read_study
 
@@ -175,7 +175,7 @@ def main() -> None:
     study = read_study(path, outputs=outputs)
     statuses = all_statuses(study)
     todo = chosen(statuses, frozenset())
-    outcome = run_study(study, statuses, todo, Options(notebooks=notebooks, retries=int(retries)), int(count)) if todo else None
+    outcome = run_study(study, statuses, todo, Options(notebooks=notebooks, retries=int(retries), workers=int(count))) if todo else None
     states = [status.state for status in all_statuses(study)]
     sys.exit(130 if outcome and outcome.interrupted else 0 if set(states) == {"done"} else 1)
 

@@ -14,7 +14,7 @@ from lowres.files import BadInput
 from lowres.methods import baselines
 from lowres.models.batches import encode
 from lowres.models.identity import weights
-from lowres.parameters import validated
+from lowres.parameters import Baselines, validated
 from lowres.runs.checks import check_method
 from lowres.tasks.shots import draw
 
@@ -26,7 +26,7 @@ def test_the_probe_is_logistic_regression_on_the_scaled_last_hidden_states(tiny_
     states = {name: baselines.states(backbone, part) for name, part in inputs.items()}
     own = backbone.model.eval()(input_ids=torch.tensor([inputs["shots"].ids[0]]), output_hidden_states=True)
     assert np.allclose(states["shots"][0], own.hidden_states[-1][0, -1].detach(), atol=1e-4), "transformers' own last state"
-    answers = baselines.answers(classifier := baselines.probe().fit(states.pop("shots"), shots["label"]), states)
+    answers = baselines.answers(classifier := baselines.classifier(Baselines()).fit(states.pop("shots"), shots["label"]), states)
     scale = StandardScaler().fit(baselines.states(backbone, inputs["shots"]))
     by_hand = LogisticRegression(max_iter=1000).fit(scale.transform(baselines.states(backbone, inputs["shots"])), shots["label"])
     for name, part in states.items():
@@ -38,7 +38,7 @@ def test_the_probe_is_logistic_regression_on_the_scaled_last_hidden_states(tiny_
 def test_tfidf_counts_words_and_pairs_of_words(task):
     shots = draw(task.pool, 8, 0)
     texts = baselines.joined(shots, task.file.text)
-    found = baselines.tfidf().fit(texts, shots["label"])
+    found = baselines.classifier(Baselines(classifier="tfidf")).fit(texts, shots["label"])
     vectors = TfidfVectorizer(ngram_range=(1, 2)).fit(texts)
     by_hand = LogisticRegression(max_iter=1000).fit(vectors.transform(texts), shots["label"])
     rows = baselines.joined(task.evaluation["in_domain"], task.file.text)
@@ -133,6 +133,6 @@ def test_other_answers_are_other_trials(tmp_path):
 def test_an_answer_that_is_certain_to_the_last_digit_is_a_number_all_the_same():
     """Eight rows far apart: a label's probability in float32 is 0, whose logarithm is none (seen on CoLA, 64 examples)."""
     states = np.repeat(np.float32([[1.0], [-1.0]]), 4, axis=0)
-    classifier = baselines.CLASSIFIERS["probe"]().fit(states, np.repeat([1, 0], 4))
+    classifier = baselines.classifier(Baselines()).fit(states, np.repeat([1, 0], 4))
     logits = baselines.answers(classifier, {"x": np.float32([[1e4], [-1e4]])})["x"]
     assert np.isfinite(logits).all() and logits.argmax(axis=1).tolist() == [1, 0]

@@ -190,7 +190,7 @@ from lowres.runs.cluster import run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
-run_study(study, all_statuses(study), list(study.runs), Options(notebooks={notebooks!r}), scheduler={address!r})
+run_study(study, all_statuses(study), list(study.runs), Options(notebooks={notebooks!r}, scheduler={address!r}))
 """
         runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         eventually(lambda: len(noted(study)) >= 5, "the study to be midway")
@@ -235,7 +235,7 @@ def test_a_scheduler_that_dies_ends_the_study_and_loses_no_finished_trial(tmp_pa
         with pytest.raises(ConnectionError, match="lowres run continues after it"):
             killer = threading.Timer(0, lambda: (eventually(lambda: len(noted(study)) >= 4, "the study to be midway"), processes[0].kill()))
             killer.start()
-            run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks), scheduler=address, tell=lambda line: None)
+            run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks, scheduler=address), tell=lambda line: None)
         before = kept(study)
         assert len(before) >= 2
     finally:

@@ -11,9 +11,8 @@ from synthetic import METHODS, fill, make_study
 from toys import GRAMMAR
 
 from lowres.analysis import statistics, tables, verdicts
-from lowres.analysis.claims import CLAIMS, PBFT, VANILLA, Contrast, paired, relevant
+from lowres.analysis.claims import CLAIMS, PBFT, VANILLA, Contrast, difference, paired, published, relevant
 from lowres.analysis.collect import collect
-from lowres.analysis.published import difference, published
 from lowres.analysis.statistics import Part
 from lowres.runs.study import read_study
 

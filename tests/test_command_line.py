@@ -10,8 +10,10 @@ import yaml
 from toys import GRAMMAR
 
 from lowres import files
-from lowres.__main__ import RunOptions, command_again, main
+from lowres.__main__ import main
 from lowres.files import ROOT
+from lowres.runs.command import command_again
+from lowres.runs.execute import Options
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 
@@ -30,7 +32,7 @@ def own_process(*words: str, code: int = 0) -> str:
 @pytest.fixture
 def lowres(monkeypatch, capsys):
     """The same within this process, which has imported everything already."""
-    monkeypatch.setattr("lowres.__main__._elsewhere", files.called)
+    monkeypatch.setattr("lowres.runs.command.elsewhere", files.called)
 
     def call(*words: str, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["lowres", *words])
@@ -84,13 +86,16 @@ def test_a_fault_is_told_the_same_way_by_a_process_of_its_own(write_study, tmp_p
     assert said.startswith("lowres: ") and said.count("\n") == 1 and not (tmp_path / "outputs").exists()
 
 
-def test_label_words_of_several_tokens_are_refused_before_the_model_loads(lowres, write_study, tmp_path):
+def test_label_words_that_are_not_told_apart_are_refused_and_what_several_tokens_cost_is_said(lowres, write_study, tmp_path):
     task = yaml.safe_load((ROOT / GRAMMAR).read_text())
     task["folder"] = str(ROOT / GRAMMAR.removesuffix(".yaml"))
-    task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": " unacceptable"}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
-    said = lowres("run", write_study(vary={"task": [str(tmp_path / "mine.yaml")]}), "--outputs", str(tmp_path / "outputs"), code=2)
-    assert "is one token" not in said and "tokens (" in said and "label_words" in said
+    for words, code, told in ((" unacceptable", 0, "more tokens are read behind each text"), (" acceptable indeed", 2, "cannot be told apart")):
+        task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": words}}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+        study = write_study(vary={"task": [str(tmp_path / "mine.yaml")]})
+        before = sorted(tmp_path.rglob("*"))
+        said = lowres("check", study, code=code)
+        assert told in said and "label_words" in said and sorted(tmp_path.rglob("*")) == before
 
 
 def test_check_says_what_a_good_file_holds(lowres, write_study):
@@ -145,9 +150,10 @@ def test_the_help_names_every_command():
 
 
 def test_what_continues_a_study_has_the_data_the_outputs_and_the_part_that_were_asked_for():
-    assert command_again(RunOptions("quickstart")) == "lowres run quickstart"
-    asked = RunOptions("mine", data_dir="my folder", outputs="elsewhere", only="method=pbft", workers=1)
-    assert command_again(asked) == "lowres run mine --data-dir 'my folder' --outputs elsewhere --only method=pbft --workers 1"
+    assert command_again("quickstart", Options(), data_dir=None, outputs="outputs", only="") == "lowres run quickstart"
+    asked = {"data_dir": "my folder", "outputs": "elsewhere", "only": "method=pbft"}
+    assert command_again("mine", Options(workers=1), **asked) == \
+        "lowres run mine --data-dir 'my folder' --outputs elsewhere --only method=pbft --workers 1"
 
 
 def test_the_version_is_told():

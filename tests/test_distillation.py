@@ -30,7 +30,7 @@ from lowres.models.adapters import attach
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode, pack
 from lowres.models.heads import Verbalizer, word_ids
-from lowres.parameters import validated
+from lowres.parameters import Distillation, validated
 from lowres.runs.summary import compared, side_by_side
 from lowres.tasks.load import Task, load_task
 from lowres.tasks.shots import Streams, draw
@@ -262,7 +262,7 @@ def test_demonstrations_that_cannot_fit_are_refused(backbone, task):
 def test_the_lesson_shown_is_the_divergence_by_hand(backbone, task):
     backbone.restore()
     lesson = lesson_for(backbone, task, parameters(), draw(task.pool, 4, 0))
-    table = describe_lesson(backbone, backbone, WORDS, lesson, 2.0)
+    table = describe_lesson(backbone, backbone, WORDS, lesson, Distillation(temperature=2.0))
     p, q = (table[[f"{who}, ' No'", f"{who}, ' Yes'"]].astype(float).to_numpy() for who in ("teacher", "student"))
     np.testing.assert_allclose(table["KL, nats"].astype(float), (p * np.log(p / q)).sum(1), atol=5e-3)
     alone = predict(backbone, Verbalizer(backbone, WORDS), {"a": lesson.inputs})["a"][:4]

@@ -16,7 +16,7 @@ from lowres.methods.cost import Meter, flops
 from lowres.methods.evaluation import evaluated, metrics, predictions
 from lowres.runs.notebook import Run
 from lowres.runs.process import KERNEL_ENVIRONMENT
-from lowres.runs.summary import interval
+from lowres.runs.summary import headline, interval, results
 from lowres.tasks.load import load_task
 
 
@@ -103,3 +103,16 @@ def test_every_part_of_a_set_has_its_own_yardstick():
         gold = frame["label"].to_numpy()
         assert part["accuracy"] == pytest.approx((gold == 0).mean()), name
         assert part["constant"] == pytest.approx(max((gold == 0).mean(), (gold == 1).mean())), name
+
+
+def test_a_set_whose_labels_are_uneven_is_told_by_its_macro_f1_beside_that_of_a_constant_answer():
+    gold = np.array([0] * 9 + [1] * 3)
+    found = metrics(gold, np.eye(2)[[0] * 12])
+    assert found["uneven"] and not metrics(np.array([0] * 8 + [1] * 3), np.eye(2)[[0] * 11])["uneven"]
+    assert found["constant_macro_f1"] == found["macro_f1"] == pytest.approx(2 * 9 / (2 * 9 + 3) / 2)
+    trial = {"seed": 0, "sets": {"test": {"domain": "in", **found, "by": {}}}, "seconds": {"train": 1.0}, "memory": {"resident": 1.0},
+             "trainable": 1, "outcome_sha256": "x", "losses": []}
+    [line] = headline([trial])
+    assert line.startswith("**macro-F1 42.9 %** on test (in domain), whose labels are uneven: the constant answer has 42.9; accuracy 75.0 %")
+    table = results([trial])
+    assert table["macro-F1, % [95 % interval]"].tolist() == ["42.9"] and list(table).index("macro-F1, % [95 % interval]") == 2

@@ -74,7 +74,9 @@ def test_a_control_changes_what_is_shown_and_a_bad_value_is_told_in_its_place(lo
     boxes["pattern"].value = "{sentence} Correct?"
     assert "text_pattern = &#x27;{sentence} Correct?&#x27;" in shown.value
     boxes["word: acceptable"].value = " unheard-of"
-    assert 'role="alert"' in shown.value and "unheard-of" in shown.value and "<table" not in shown.value
+    assert 'role="alert"' not in shown.value and "unheard-of" in shown.value, "a word of several tokens is one, too"
+    boxes["word: acceptable"].value = words["unacceptable"]
+    assert 'role="alert"' in shown.value and "cannot be told apart" in shown.value and "<table" not in shown.value
     boxes["word: acceptable"].value = words["acceptable"]
     assert "<table" in shown.value
 

@@ -19,6 +19,7 @@ METHODS = [
     {"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "set": {"learning_rate": 0.01}}, {"method": "adaptive"},
     {"method": "adaptive", "set": {"adapt": "layers"}}, {"method": "distillation"}, {"method": "in_context"},
     {"method": "lora", "set": {"peft_type": "PROMPT_TUNING", "peft_options": {"num_virtual_tokens": 4}}},
+    {"method": "baselines"}, {"method": "baselines", "set": {"classifier": "tfidf"}},
 ]
 
 
@@ -64,6 +65,24 @@ def test_what_any_method_trained_answers_as_its_trial_did(study, tmp_path, only)
     if "lora" in only:
         config = json.loads((place / "adapter" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] and config["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("classifier", ["probe", "tfidf"])
+def test_a_baseline_is_kept_as_plain_arrays_and_answers_as_its_trial_did(study, tmp_path, classifier):
+    place, said = keep.keep(study, run_of(study, f"method=baselines,classifier={classifier}"), None, str(tmp_path / "kept"))
+    assert "Loaded anew by lowres" in said and "gave 40 evaluation rows the labels" in said and "They are those of the study's records" in said
+    assert {path.name for path in place.iterdir()} == {"classifier.safetensors", "lowres.json", "README.md", "SHA256SUMS"}
+    told = lowres.load(str(place)).predict(["The nurse has written a letter.", " "])
+    assert told["p(acceptable)"][0] + told["p(unacceptable)"][0] == pytest.approx(1) and told["note"][1] == "empty text"
+
+
+def test_all_labelled_rows_of_the_pool_may_be_learnt_from_and_the_card_says_whose_quality_it_tells(study, tmp_path):
+    lines = []
+    place, said = keep.keep(study, run_of(study, "method=baselines,classifier=tfidf"), 4, str(tmp_path / "kept"), all_rows=True, tell=lines.append)
+    assert "trained on all 2,400 labelled rows of the pool instead of 8" in lines[0] and "study's records" not in said
+    card = (place / "README.md").read_text()
+    assert "from all 2,400 labelled rows of the pool" in card and "an estimate of it" in card and "Over 2 draws of 4 examples" in card
+    assert json.loads((place / "lowres.json").read_text())["parameters"]["shots"] == 1200
 
 
 def test_the_folder_is_whole_and_says_what_it_is(kept, study):

@@ -6,9 +6,8 @@ import pytest
 from synthetic import METHODS, filled
 from toys import GRAMMAR
 
-from lowres.analysis import mistakes
 from lowres.analysis.collect import collect
-from lowres.runs import records
+from lowres.runs import mistakes, records
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 
@@ -28,7 +27,7 @@ def found(tmp_path, monkeypatch):
 
 
 def test_each_wrong_row_is_counted_over_trials_and_the_surest_come_first(found):
-    lines = mistakes.mistakes(found)
+    lines = mistakes.mistakes(found.runs)
     assert lines[["row", "wrong", "trials"]].to_numpy().tolist() == [[ROWS[0], 3, 3], [ROWS[2], 1, 3], [ROWS[1], 1, 3]]
     assert set(lines["label"]) == {"acceptable"} and set(lines["predicted"]) == {"unacceptable"} and set(lines["confidence"]) == {0.75}
     text = load_task(GRAMMAR).evaluation["in_domain"]["sentence"]
@@ -37,10 +36,14 @@ def test_each_wrong_row_is_counted_over_trials_and_the_surest_come_first(found):
 
 def test_texts_of_a_task_that_may_not_show_its_rows_are_left_out(found, monkeypatch):
     monkeypatch.setattr(mistakes, "read_task", lambda name: read_task(name).model_copy(update={"show_rows": False}))
-    assert "sentence" not in mistakes.mistakes(found)
+    assert "sentence" not in mistakes.mistakes(found.runs)
 
 
 def test_a_study_without_results_has_no_mistakes():
-    from lowres.analysis.collect import Collected
+    assert mistakes.mistakes([]).empty
 
-    assert mistakes.mistakes(Collected("empty")).empty
+
+def test_confusions_name_the_label_that_is_taken_for_another_and_how_often_the_commonest_first():
+    rows = pd.DataFrame({"set": "a", "row": range(8), "label": [0, 0, 0, 0, 1, 1, 2, 2], "prediction": [1, 1, 1, 0, 2, 1, 2, 2], "trial": 0})
+    found = mistakes.confusions(rows, ["x", "y", "z"])
+    assert found.to_numpy().tolist() == [["a", "x", "y", 3, 75.0], ["a", "y", "z", 1, 50.0]]

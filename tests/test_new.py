@@ -93,20 +93,37 @@ def test_a_file_of_several_parts_is_read_once_and_what_was_guessed_of_it_is_said
     assert sorted(seen) == ["guests.split.csv", "rows.csv"]
 
 
-def test_rows_without_a_label_are_left_out_and_counted(project):
+def test_rows_without_a_label_are_kept_as_texts_that_only_methods_without_labels_read(project):
     _, said = made(project, ROWS.assign(label=ROWS["label"].mask(ROWS.index < 7, "")))
-    assert any("7 rows have no label" in line for line in said)
+    assert any("7 rows have no label: their texts may be read" in line for line in said)
     task = load_task("guests")
     assert len(task.pool) + len(task.evaluation["test"]) == 113
+    assert list(task.unlabelled["note"]) == list(ROWS["note"][:7]) and list(task.unlabelled) == ["note"]
+    assert list(task.texts["note"]) == [*task.pool["note"], *ROWS["note"][:7]] and task.texts.index.is_unique
+    assert any("unlabelled: 7 of 7 texts" in note for note in task.notes)
+
+
+def test_a_text_without_a_label_that_stands_in_the_pool_or_a_test_set_is_not_read_twice(project):
+    rows = pd.concat([ROWS, ROWS.head(3).assign(label=""), pd.DataFrame([{"note": "  ", "label": "", "hotel": "north"}])], ignore_index=True)
+    made(project, rows)
+    assert len(load_task("guests").unlabelled) == 0
 
 
 def test_labels_of_several_tokens_get_letters_and_methods_that_do_without_words(project):
-    _, said = made(project, ROWS.replace({"praise": "very_good_indeed", "complaint": "no_good"}), one_token=lambda word: len(word.split()) == 1)
-    assert any("arbitrary, since a label's name is several tokens" in line for line in said)
+    rows = ROWS.replace({"praise": "very_good_indeed", "complaint": "no_good"})
+    _, said = made(project, rows, tokens_of=lambda word: [word] * (1 if len(word) < 4 else 22))
+    assert any("arbitrary, since the labels' names are too many tokens" in line for line in said)
     assert load_task("guests").file.words("") == [" A", " B"]
     runs = read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs
     assert {run.method for run in runs} == {"vanilla", "lora", "adaptive", "baselines"}
     assert all(run.parameters.head == "classifier" for run in runs if hasattr(run.parameters, "head"))
+
+
+def test_labels_of_a_few_tokens_are_said_by_their_own_names(project):
+    _, said = made(project, ROWS.replace({"praise": "very_good", "complaint": "Not_good"}), tokens_of=str.split)
+    assert sorted(load_task("guests").file.words("")) == [" Not good", " very good"]
+    assert not any("arbitrary" in line for line in said)
+    assert "pbft" in {run.method for run in read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs}
 
 
 def test_a_file_that_has_changed_since_is_refused(project):

@@ -240,3 +240,17 @@ def test_what_does_not_count_is_put_aside_whole_and_what_counts_stays(tmp_path, 
 
 def test_copies_are_counted_as_copies():
     assert records.distinct([{"outcome_sha256": "a"}, {"outcome_sha256": "a"}, {"outcome_sha256": "b"}]) == 2
+
+
+def test_a_folder_takes_its_name_once_all_in_it_is_there(tmp_path):
+    target = tmp_path / "new" / "model"
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(target) as made:
+        (made / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "new").iterdir())
+    for content in ("one", "two"):  # the second takes an older one's place
+        with files.whole_folder(target) as made:
+            (made / "weights").write_text(content)
+            assert content == "two" or not target.exists()
+        assert (target / "weights").read_text() == content and target.stat().st_mode & 0o777 == 0o755
+    assert list((tmp_path / "new").iterdir()) == [target]

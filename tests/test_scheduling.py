@@ -11,10 +11,10 @@ from dask.system import CPU_COUNT
 from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
 
-from lowres.__main__ import RunOptions, chosen, run_command
 from lowres.files import ROOT, BadInput
 from lowres.runs import records
 from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
+from lowres.runs.command import chosen, run_command
 from lowres.runs.execute import Options, analyse, execute
 from lowres.runs.process import NotebookResult
 from lowres.runs.progress import START, TimeLeft, as_json
@@ -24,8 +24,8 @@ from lowres.runs.study import select
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
     statuses = all_statuses(study)
-    options = Options(notebooks=notebooks, rerun=rerun)
-    return run_study(study, statuses, chosen(statuses, rerun), options, workers=workers, tell=lambda line: None, **more)
+    options = Options(notebooks=notebooks, rerun=rerun, workers=workers, **more)
+    return run_study(study, statuses, chosen(statuses, rerun), options, tell=lambda line: None)
 
 
 def states(study) -> list[str]:
@@ -208,7 +208,7 @@ def test_only_takes_a_part_of_the_study(tmp_path):
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     study = write_study(tmp_path, shots=[2, 4])
-    assert run_command(RunOptions(str(study.path), outputs=str(study.folder.parent), dry_run=True)) == 0
+    assert run_command(str(study.path), Options(), outputs=str(study.folder.parent), dry_run=True) == 0
     assert capsys.readouterr().out.count("would execute") == 2 and not study.folder.exists()
 
 
@@ -240,29 +240,25 @@ def test_a_run_that_was_not_measured_takes_what_its_method_took_on_its_task_or_a
 def orders(tmp_path, monkeypatch):
     """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
     study = write_study(tmp_path, shots=[2, 4])
-    monkeypatch.setattr("lowres.__main__._elsewhere", lambda *_: (["days: a warning"], {}))
+    monkeypatch.setattr("lowres.runs.command.elsewhere", lambda *_: (["days: a warning"], {}))
 
     def in_turn(study, statuses, todo, options, *_, **__):
         return Outcome([execute(one, options) for one in todo])
 
     monkeypatch.setattr("lowres.runs.cluster.run_study", in_turn)
-    return study, lambda **more: run_command(RunOptions(str(study.path), outputs=str(study.folder.parent), notebooks=str(tmp_path / "n"), **more))
+    return study, lambda **asked: run_command(str(study.path), Options(notebooks=str(tmp_path / "n"), **asked), outputs=str(study.folder.parent))
 
 
 def test_the_exit_code_says_whether_all_is_done(tmp_path, temporary, orders, monkeypatch, capsys):
-    monkeypatch.setattr("lowres.__main__._analysed", lambda *_: None)
-    monkeypatch.setattr("lowres.__main__._show_answer", lambda study: None)  # a stand-in's records have no scores to tell of
+    monkeypatch.setattr("lowres.runs.command._analysed", lambda *_: None)
     study, order = orders
     write_notebook(tmp_path / "n", work="assert shots != 4")
     assert order() == 1 and states(study) == ["done", "failed"]
     said = capsys.readouterr()
     assert "1 failed runs wait for --retry-failed" in said.err and said.out.startswith("days: a warning\n")
-    assert "analysis.ipynb" not in said.out, "there is none to read"
     assert order() == 1 and len(noted(study)) == 2, "a failed run is not tried again unasked"
     finish(study.runs[1])
-    (study.folder / "analysis.ipynb").write_text("{}")
     assert order() == 0
-    assert "analysis.ipynb first" in capsys.readouterr().out
 
 
 def test_a_finished_study_is_analysed_again_only_when_something_changed(tmp_path, monkeypatch):

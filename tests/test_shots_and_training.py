@@ -144,7 +144,7 @@ def test_the_gradients_of_a_batchs_parts_add_up_to_the_batchs(tiny_llama):
 
 def test_one_step_is_adamw_on_the_mean_cross_entropy_by_hand(tiny_llama):
     """The reference: transformers' full logits, plain torch cross-entropy, unfused AdamW, the gradient's norm clipped at 1."""
-    p = SimpleNamespace(epochs=1, batch_size=8, learning_rate=1e-3, warmup_ratio=0.0, weight_decay=0.01, fidelity="as_coded")
+    p = SimpleNamespace(epochs=1, batch_size=8, learning_rate=1e-3, warmup_ratio=0.0, weight_decay=0.01, fidelity="as_coded", class_weights="none")
     ours, theirs = (load_backbone(tiny_llama, precision="float32") for _ in range(2))
     head = Verbalizer(ours, [" No", " Yes"])
     inputs = encode(ours, draw(POOL, 4, 0), "{sentence} ?", 128)
@@ -157,3 +157,31 @@ def test_one_step_is_adamw_on_the_mean_cross_entropy_by_hand(tiny_llama):
     optimizer.step()
     for (name, a), b in zip(ours.model.named_parameters(), theirs.model.parameters()):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_uneven_draws_take_what_a_label_has_and_stay_nested():
+    pool = pd.concat([POOL[POOL["label"] == 0].head(3), POOL[POOL["label"] == 1]])
+    with pytest.raises(BadInput, match="8 is more than the 3 examples"):
+        draw(pool, 8, 0)
+    found = draw(pool, 8, 0, uneven=True)
+    assert found["label"].value_counts().to_dict() == {1: 8, 0: 3} and found["label"].tolist()[:6] == [0, 1] * 3
+    assert set(draw(pool, 2, 0).index) <= set(found.index)
+    even = draw(POOL, 8, 0)
+    assert even.equals(draw(POOL, 8, 0, uneven=True))
+
+
+@pytest.mark.parametrize("over", ["label_words", "vocabulary"])
+def test_balanced_weights_make_each_class_count_the_same_whatever_its_share(tiny_llama, over):
+    """Against scikit-learn's weights, by hand."""
+    from sklearn.utils.class_weight import compute_class_weight
+
+    from lowres.methods.training import balanced
+
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    weights = balanced(labels)
+    assert weights.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.array([0, 1]), y=labels.numpy()))
+    backbone = load_backbone(tiny_llama, precision="float32")
+    hidden, head = torch.randn(5, backbone.width), Verbalizer(backbone, [" No", " Yes"], over)
+    alone = torch.stack([head.loss(hidden[i : i + 1], labels[i : i + 1]) for i in range(5)])
+    head.class_weights = weights
+    assert head.loss(hidden, labels).item() == pytest.approx((alone * weights[labels]).sum().item(), rel=1e-5)

@@ -21,14 +21,23 @@ from lowres.runs.summary import accuracy_interval, ends, interval
 
 MOST_LINES = 10  # of a table that a person reads
 TFIDF = ("baselines", "classifier=tfidf")
+MACRO_F1 = " (macro-F1)"
 CLEAR = 0.95  # below this probability there is no clear winner: of two equal methods, one would pass 0.8 in 4 of 10 studies
 RUN = ["method", "variant", "model", "shots"]
 
 
 def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the answer is about: the study's main runs, of one model, the one with the most results."""
+    """What the answer is about: the study's main runs, of one model, the one with the most results.
+
+    Of a set whose labels are uneven, macro-F1 stands where accuracy stands for others, and its name says so: there accuracy tells of the
+    commonest label alone.
+    """
     part = main_runs(trials)
-    return part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
+    part = part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
+    if "uneven" not in part or not (uneven := part["uneven"].eq(True)).any():
+        return part
+    return part.assign(accuracy=part["accuracy"].mask(uneven, part["macro_f1"]), constant=part["constant"].mask(uneven, part["constant_macro_f1"]),
+                       untrained=part["untrained"].mask(uneven), set=part["set"].mask(uneven, part["set"] + MACRO_F1))
 
 
 def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -68,7 +77,8 @@ def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     for task, whole in lines.groupby("task", sort=False):
         part, absent = at_most_shots(whole)
         table, said = _glance(part)
-        found.append((f"{task}, {most_shots(part)} examples per class, {part['model'].iloc[0]}", table, f"{said} {absent}".strip()))
+        measure = MACRO_F1 if part["set"].str.endswith(MACRO_F1).any() else ""
+        found.append((f"{task}{measure}, {most_shots(part)} examples per class, {part['model'].iloc[0]}", table, f"{said} {absent}".strip()))
     return found
 
 

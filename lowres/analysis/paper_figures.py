@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from lowres.analysis.claims import series
 from lowres.analysis.plots import (
     COLOURS,
     DOMAINS,
@@ -28,7 +29,6 @@ from lowres.analysis.plots import (
     shot_axis,
     styles,
 )
-from lowres.analysis.published import series
 from lowres.runs.summary import interval
 
 NUMBERS = {"vanilla": "Figure 2 of the paper drawn anew", "pbft": "Figure 3 of the paper drawn anew", "adaptive": "Figure 4 of the paper drawn anew",

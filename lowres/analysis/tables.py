@@ -13,9 +13,8 @@ from pandas.io.formats.style import Styler
 
 from lowres import files
 from lowres.analysis import statistics
-from lowres.analysis.claims import ACCURACY, Paired, paper_task
+from lowres.analysis.claims import ACCURACY, Paired, difference, paper_task
 from lowres.analysis.collect import Collected
-from lowres.analysis.published import difference
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
 from lowres.files import safe

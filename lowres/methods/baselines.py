@@ -27,17 +27,13 @@ LEAST = 1e-12  # a probability of 0 has no logarithm
 KEYS = ["set", "row"]
 
 
-def probe() -> Pipeline:
-    """A linear classifier on hidden states, each of their numbers brought to mean 0 and spread 1 over the shots."""
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+def classifier(p) -> Pipeline:
+    """Logistic regression on hidden states, each of their numbers brought to mean 0 and spread 1 over the shots (probe); or on weighted counts of
+    words and pairs of words, without a language model (tfidf)."""
+    features = StandardScaler() if p.classifier == "probe" else TfidfVectorizer(ngram_range=(1, 2))
+    return make_pipeline(features, LogisticRegression(max_iter=1000, class_weight=None if p.class_weights == "none" else p.class_weights))
 
 
-def tfidf() -> Pipeline:
-    """The same on weighted counts of words and pairs of words; no language model."""
-    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
-
-
-CLASSIFIERS = {"probe": probe, "tfidf": tfidf}
 NO_BACKBONE = {"parameters": 1, "flops": 0.0}  # of a trial that a backbone has no part in
 
 
@@ -61,6 +57,29 @@ def weights(classifier: Pipeline) -> int:
     """How many numbers of the classifier were fitted."""
     regression = classifier[-1]
     return regression.coef_.size + regression.intercept_.size
+
+
+def arrays(classifier: Pipeline) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All that was fitted, as plain arrays, and the words and pairs that were counted (none by a probe)."""
+    features, regression = classifier[0], classifier[-1]
+    found = {"coef": regression.coef_, "intercept": regression.intercept_}
+    if isinstance(features, StandardScaler):
+        return found | {"mean": features.mean_, "scale": features.scale_}, []
+    return found | {"idf": features.idf_}, list(features.get_feature_names_out())
+
+
+def rebuilt(found: dict[str, np.ndarray], words: list[str]) -> Pipeline:
+    """The classifier that `arrays` came from."""
+    if words:
+        features = TfidfVectorizer(ngram_range=(1, 2), vocabulary=words)
+        features.idf_ = found["idf"]
+    else:
+        features = StandardScaler()
+        features.mean_, features.scale_, features.n_features_in_ = found["mean"], found["scale"], len(found["mean"])
+    regression = LogisticRegression()
+    regression.coef_, regression.intercept_ = found["coef"], found["intercept"]
+    regression.classes_ = np.arange(max(2, len(found["intercept"])))
+    return Pipeline([("features", features), ("regression", regression)])
 
 
 def check(p) -> None:

@@ -11,6 +11,7 @@ shot at all. Words are searched on the other folds only, so that no label scores
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ import torch
 from lowres.files import BadInput
 from lowres.methods.evaluation import last_states
 from lowres.methods.prompts import empty_example
-from lowres.models.batches import encode
-from lowres.models.heads import tokens_after_text, word_ids
+from lowres.models.batches import Inputs, encode
+from lowres.models.heads import Verbalizer, tokens_after_text
 from lowres.tasks.shots import Streams
 
 FOLDS = 4
@@ -79,7 +80,7 @@ def choose(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -> Cho
     """Ranks all candidates by the shots and picks one; reads nothing but the shots and the task file. Deterministic given the seed.
 
     The best candidate whose gain exceeds its standard error replaces the default, the first in the file on ties; below ENOUGH shots
-    per class none does unless `p.choose_always`. Raises BadInput if the default's words are not one token each.
+    per class none does unless `p.choose_always`. Raises BadInput if the default's words cannot be told apart.
     """
     candidates, skipped = _candidates(backbone, task_file, shots, p, streams)
     default = candidates[0]
@@ -137,7 +138,7 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
     for name in dict.fromkeys([default_words, *task_file.label_words]):
         words = task_file.words(name)
         try:
-            sets[name] = (words, word_ids(backbone.tokenizer, words))
+            sets[name] = Verbalizer(backbone, words, score=p.word_score)
         except BadInput as error:
             if name == default_words:
                 raise
@@ -146,26 +147,33 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
     folds = stratified_folds(labels, streams.folds)
     found = []
     for pattern, text in patterns.items():
-        hidden, free = _states(backbone, task_file, shots, text, p.max_length)
-        found += [Candidate(pattern, name, words, _scores(backbone, hidden, free, ids, labels)) for name, (words, ids) in sets.items()]
+        inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], empty_example(task_file)]), text, p.max_length)
+        states = last_states(backbone, inputs.ids)
+        hidden, free = states[:-1], states[-1]
+        found += [Candidate(pattern, name, task_file.words(name), _of_words(backbone, head, inputs, states, labels)) for name, head in sets.items()]
         if p.search_words and folds.max() > 0:
             searched = _searched(backbone, pattern, hidden, free, labels, folds, p.search_words)
             found += [searched] if searched else []
     return found, skipped
 
 
-def _states(backbone, task_file, shots: pd.DataFrame, pattern: str, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states after the pattern, from one forward pass: the shots' (rows, width), and a content-free input's (width)."""
-    inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], empty_example(task_file)]), pattern, max_length)
-    states = last_states(backbone, inputs.ids)
-    return states[:-1], states[-1]
+def _of_words(backbone, head: Verbalizer, inputs: Inputs, states: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """The same for a task file's label words, from the `states` behind the shots and, last, a content-free input, which are read once for all."""
+    if not head.branches:
+        return _scores(backbone, states[:-1], states[-1], head.ids, labels)
+    logits = last_states(backbone, inputs.ids, head=head)
+    return _of_gold(logits[:-1] - logits[-1], labels)
 
 
 @torch.inference_mode()
-def _scores(backbone, hidden: torch.Tensor, free: torch.Tensor, ids: list[int], labels: np.ndarray) -> np.ndarray:
+def _scores(backbone, hidden: torch.Tensor, free: torch.Tensor, ids: Sequence[int] | torch.Tensor, labels: np.ndarray) -> np.ndarray:
     """Calibrated log-probability of each row's gold label: (rows). Dividing probabilities is subtracting logits."""
     words = backbone.output[ids]
-    log_probs = (hidden @ words.T - words @ free).log_softmax(1)
+    return _of_gold(hidden @ words.T - words @ free, labels)
+
+
+def _of_gold(logits: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    log_probs = logits.log_softmax(1)
     return log_probs[torch.arange(len(labels)), torch.tensor(labels)].double().cpu().numpy()
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lowres.files import BadInput
 from lowres.methods.evaluation import predict, scored
-from lowres.methods.prompts import Context, demonstrated, instructed, instruction, predict_after, without_prefix
+from lowres.methods.prompts import Context, demonstrated, instructed, instruction, longest_word, predict_after, without_prefix
 from lowres.methods.training import Outcome, train
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Classifier, Verbalizer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 class LastState:
     """A head that reads nothing off the last token's state: every target is computed from it."""
+
+    branches = ()
 
     @staticmethod
     def logits(hidden: torch.Tensor) -> torch.Tensor:
@@ -56,12 +58,12 @@ def unlabelled(texts: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return texts[columns].assign(label=np.arange(len(texts)))
 
 
-def drawn_from_pool(pool: pd.DataFrame, shots: pd.DataFrame, rows: int, streams: Streams) -> pd.DataFrame:
-    """`rows` texts of the pool that are no shots, by the seed's own stream. Raises BadInput if there are not so many."""
-    others = np.flatnonzero(~pool.index.isin(shots.index))
+def drawn_from_pool(texts: pd.DataFrame, shots: pd.DataFrame, rows: int, streams: Streams) -> pd.DataFrame:
+    """`rows` of a task's `texts` that are no shots, by the seed's own stream. Raises BadInput if there are not so many."""
+    others = np.flatnonzero(~texts.index.isin(shots.index))
     if len(others) < rows:
         raise BadInput(f"unlabelled: {rows} is more than the {len(others)} rows that the pool has beside the shots")
-    return pool.iloc[streams.unlabelled.permutation(others)[:rows]]
+    return texts.iloc[streams.unlabelled.permutation(others)[:rows]]
 
 
 def folds(shots: int, labels: int) -> np.ndarray:
@@ -76,7 +78,7 @@ def prepare(teacher, student, task, p, shots: pd.DataFrame, streams: Streams, pa
     Raises BadInput if a context does not fit.
     """
     few = p.inputs == "few-shot"
-    chosen = shots if few else drawn_from_pool(task.pool, shots, p.unlabelled, streams)
+    chosen = shots if few else drawn_from_pool(task.texts, shots, p.unlabelled, streams)
     inputs = encode(student, unlabelled(chosen, task.file.text), pattern, p.max_length)
     room = max(room, *map(len, without_prefix(teacher, inputs).ids))
     which = np.zeros(len(inputs), int)
@@ -109,7 +111,10 @@ def label_targets(logits: torch.Tensor, temperature: float) -> Targets:
 
 def targets(teacher, words: list[str], lesson: Lesson, p) -> Targets:
     """What the teacher says of a lesson's inputs, each behind its context."""
-    sets = {"inputs": without_prefix(teacher, lesson.inputs)}
+    sets, head = {"inputs": without_prefix(teacher, lesson.inputs)}, Verbalizer(teacher, words, score=p.word_score)
+    if head.branches:  # words of several tokens: not to be told from the last states
+        logits = predict_after(teacher, head, sets, lesson.contexts, {"inputs": lesson.which})["inputs"]
+        return label_targets(torch.from_numpy(logits).to(teacher.device), p.temperature)
     return taught(teacher, words, predict_after(teacher, LastState, sets, lesson.contexts, {"inputs": lesson.which})["inputs"], p)
 
 
@@ -119,7 +124,7 @@ def taught(teacher, words: list[str], states: np.ndarray, p) -> Targets:
     hidden = torch.from_numpy(states).to(teacher.device)
     if p.top_k:
         return top_k_targets(hidden, teacher.output, p.top_k, p.temperature)
-    return label_targets(Verbalizer(teacher, words).logits(hidden), p.temperature)
+    return label_targets(Verbalizer(teacher, words, score=p.word_score).logits(hidden), p.temperature)
 
 
 @torch.no_grad()
@@ -143,8 +148,8 @@ def with_rest(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 class DistilledVerbalizer(Verbalizer):
     """The verbalizer, learning T^2 KL(teacher || student) instead of labels."""
 
-    def __init__(self, backbone, words: list[str], targets: Targets):
-        super().__init__(backbone, words)
+    def __init__(self, backbone, words: list[str], targets: Targets, score: str = "sum"):
+        super().__init__(backbone, words, score=score)
         self.targets = targets
 
     def loss(self, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -201,12 +206,15 @@ def check_distillation(p, spec) -> None:
     """What can be told from the task file, the tokenizers and the models' configurations, before weights are read. Raises BadInput."""
     from transformers import AutoConfig
 
+    from lowres.models.backbone import without_weights
     from lowres.models.weights import load_tokenizer, prefix_tokens, resolve
 
     if p.context == "instruction":
         instruction(spec, spec.words(p.label_words))
     folders = [resolve(name, weights=False) for name in (p.model, p.teacher) if name]
     sizes = [AutoConfig.from_pretrained(folder).get_text_config().vocab_size for folder in folders]
+    if p.top_k and longest_word(without_weights(p.model), spec.words(p.label_words)) and p.word_score != "first":
+        raise BadInput(f"top_k: {p.top_k} tokens are distilled, and the label words of {spec.name!r} are several each: 0 distils the words")
     if p.top_k >= sizes[0]:
         raise BadInput(f"top_k: {p.top_k} leaves no rest of the {sizes[0]:,} tokens in the vocabulary of {p.model!r}")
     if p.rank:
@@ -225,16 +233,17 @@ def check(p) -> None:
     check_distillation(p, read_task(p.task))
 
 
-def describe_lesson(teacher, student, words: list[str], lesson: Lesson, temperature: float, most: int = 4) -> pd.DataFrame:
+def describe_lesson(teacher, student, words: list[str], lesson: Lesson, p, most: int = 4) -> pd.DataFrame:
     """The first inputs: the label words' probabilities at the temperature, by teacher and untrained student, and their divergence."""
     import pandas as pd
 
     few = {"inputs": lesson.inputs.take(range(min(most, len(lesson.inputs))))}
     shown = {"inputs": without_prefix(teacher, few["inputs"])}
-    behind = predict_after(teacher, Verbalizer(teacher, words), shown, lesson.contexts, {"inputs": lesson.which[:most]})["inputs"]
-    alone = predict(student, Verbalizer(student, words), few)["inputs"]
-    p, q = (F.log_softmax(torch.from_numpy(logits) / temperature, dim=1) for logits in (behind, alone))
-    columns = [(who, log.exp()[:, i], word) for who, log in (("teacher", p), ("student", q)) for i, word in enumerate(words)]
+    heads = [Verbalizer(model, words, score=p.word_score) for model in (teacher, student)]
+    behind = predict_after(teacher, heads[0], shown, lesson.contexts, {"inputs": lesson.which[:most]})["inputs"]
+    alone = predict(student, heads[1], few)["inputs"]
+    taught, told = (F.log_softmax(torch.from_numpy(logits) / p.temperature, dim=1) for logits in (behind, alone))
+    columns = [(who, log.exp()[:, i], word) for who, log in (("teacher", taught), ("student", told)) for i, word in enumerate(words)]
     table = {f"{who}, {word!r}": [f"{x:.3f}" for x in column] for who, column, word in columns}
-    divergence = F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+    divergence = F.kl_div(told, taught, reduction="none", log_target=True).sum(1)
     return pd.DataFrame({**table, "KL, nats": [f"{x:.3f}" for x in divergence]}).rename_axis("input")

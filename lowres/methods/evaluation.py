@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+UNEVEN = 3
 BUDGET = 4096  # tokens in one forward pass, when no gradient is kept
 
 
@@ -24,36 +25,47 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
     `cache`: what stands in front of every text, from `Backbone.encode_context`; the texts are then without the backbone's prefix.
     """
     ids = [text for inputs in sets.values() for text in inputs.ids]
-    logits = head.logits(last_states(backbone, ids, cache)).float().cpu().numpy()
+    if head.branches:
+        logits = last_states(backbone, ids, cache, head)
+    else:
+        logits = head.logits(last_states(backbone, ids, cache))
+    logits = logits.float().cpu().numpy()
     ends = np.cumsum([len(inputs) for inputs in sets.values()])
     return dict(zip(sets, np.split(logits, ends[:-1])))
 
 
 @torch.inference_mode()
-def last_states(backbone, ids: list[list[int]], cache=None) -> torch.Tensor:
-    """The final hidden state at each text's last token, without dropout: (texts, width)."""
+def last_states(backbone, ids: list[list[int]], cache=None, head=None) -> torch.Tensor:
+    """The final hidden state at each text's last token, without dropout: (texts, width).
+
+    With a `head` that reads behind the text, its label logits instead, (texts, labels): the states would be too many to keep.
+    """
     backbone.whole.eval()
-    states = torch.empty(len(ids), backbone.width, device=backbone.device)
-    before = cache[0][0].shape[2] if cache else 0
-    for rows in pack(ids, backbone.device, before, BUDGET):
-        states[rows.texts] = backbone.hidden(rows, cache)
+    states = torch.empty(len(ids), len(head.ids) if head else backbone.width, device=backbone.device)
+    before, branches = cache[0][0].shape[2] if cache else 0, head.branches if head else ()
+    for rows in pack(ids, backbone.device, before, BUDGET, branches):
+        states[rows.texts] = head.logits(backbone.hidden(rows, cache)) if head else backbone.hidden(rows, cache)
+    backbone.continued += len(ids) * sum(map(len, branches))
     return states
 
 
 def metrics(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Accuracy, Matthews correlation, macro-F1, count, and the share of the label that is predicted most.
 
-    The yardstick beside them is `constant`: the accuracy of always predicting the set's commonest label.
+    The yardsticks beside them are `constant`, the accuracy of always predicting the set's commonest label, and its macro-F1. Where the commonest
+    label has UNEVEN times the rarest one's rows, macro-F1 is what to look at first.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    predicted = logits.argmax(axis=1)
+    predicted, counts = logits.argmax(axis=1), np.bincount(gold)
     return {
         "accuracy": float(accuracy_score(gold, predicted)),
         "mcc": float(matthews_corrcoef(gold, predicted)),
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
         "n": len(gold),
         "constant": constant_accuracy(gold),
+        "constant_macro_f1": float(f1_score(gold, np.full(len(gold), counts.argmax()), average="macro", zero_division=0)),
+        "uneven": bool(counts.max() >= UNEVEN * counts[counts > 0].min()),
         "commonest_prediction": float(np.bincount(predicted).max() / len(predicted)),
     }
 

@@ -2,13 +2,14 @@
 
 The label logits of every method that trains are a product of the last hidden state with one row a label: a new classifier's, or the label words' of
 the language-model head. So a kept model is a sequence classifier of the backbone's family whose score matrix has these rows; adapters are merged
-into the weights. Its tokenizer puts the backbone's prefix in front itself, its config holds the pattern.
+into the weights. Its tokenizer puts the backbone's prefix in front itself, its config holds the pattern. Of a baseline, scikit-learn's classifier
+is kept as plain arrays, and of a probe the backbone's name.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,20 +23,24 @@ from torch import nn
 
 from lowres.files import BadInput, read_json, shown
 from lowres.methods.evaluation import last_states
+from lowres.methods.prompts import longest_word
+from lowres.methods.training import Outcome
 from lowres.models import adapters
-from lowres.models.backbone import Backbone, resolved_precision
-from lowres.models.batches import Inputs, encode
+from lowres.models.backbone import Backbone, load_backbone, resolved_precision, without_weights
+from lowres.models.batches import encode
 from lowres.models.heads import Verbalizer
 from lowres.models.weights import context_length, load_tokenizer, prefix_tokens
 from lowres.tasks.load import Task
-from lowres.tasks.task_file import fields, filled
+from lowres.tasks.task_file import fields, filled, read_task
 
 ABOUT = "lowres.json"  # what the folder is, beside what transformers reads
+CLASSIFIER = "classifier.safetensors"  # of a baseline
 EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
 NOTHING_TO_KEEP = {
     "in_context": "in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt",
-    "baselines": "baselines leave the backbone as it is: keep is for methods that train it",
 }
+SEVERAL_TOKENS = ("keep: label words of several tokens cannot become a sequence classifier, which reads each text once: words of one token each, "
+                  "word_score: first or head: classifier can be kept")
 CHUNK = 1000  # rows that are predicted, and written, at a time
 
 
@@ -43,23 +48,49 @@ def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
     if method in NOTHING_TO_KEEP:
         raise BadInput(f"keep: {NOTHING_TO_KEEP[method]}")
+    if getattr(p, "classifier", "") == "brought":
+        raise BadInput("keep: another program's answers are no model")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":
         raise BadInput("keep: distillation as_coded trains two models with heads of their own, of which none is the method's")
+    if hasattr(p, "label_words") and getattr(p, "head", "verbalizer") == "verbalizer" and p.fidelity == "as_described" and p.word_score != "first" \
+            and longest_word(without_weights(p.model), read_task(p.task).words(p.label_words)):
+        raise BadInput(SEVERAL_TOKENS)
 
 
-def write_with_answers(folder: Path, backbone: Backbone, task: Task, evaluation: dict[str, Inputs], logits: dict[str, np.ndarray],
-                       about: dict[str, Any]) -> None:
-    """Right after a trial, in its kernel: the model into `folder`, and beside it what it must answer."""
-    _, pattern = backbone.trained
-    parts = []
+def write_with_answers(folder: Path, run, outcome: Outcome, about: dict[str, Any]) -> None:
+    """Right after a trial, in its kernel: the model into `folder`, with what it is `about`, and beside it what it must answer."""
+    p, task, parts = run.parameters, run.task, []
+    about |= {"method": run.method, "max_length": p.max_length, "model": p.model, "task": task.file.name}
+    baseline = outcome.classifier is not None
+    pattern = "" if baseline else run.backbone.trained[1]
     for name, rows in task.evaluation.items():
-        texts = [filled(pattern, record) for record in rows[task.file.text].to_dict("records")]
-        whole = [len(backbone.prefix) + len(ids) for ids in backbone.tokenize(texts)]
-        told = pd.DataFrame(logits[name], columns=[f"logit_{label}" for label in task.labels], index=rows.index)
-        cut = [length > len(ids) for length, ids in zip(whole, evaluation[name].ids)]
-        parts.append(told.assign(set=name, row=rows.index, text=texts, cut=cut))
-    write(folder, backbone, task.labels, about)
+        told = pd.DataFrame(outcome.logits[name], columns=[f"logit_{label}" for label in task.labels], index=rows.index)
+        told = told.assign(set=name, row=rows.index, cut=False)
+        if baseline:
+            told = told.assign(**{f"text {column}": rows[column] for column in task.file.text})
+        else:
+            told["text"] = [filled(pattern, record) for record in rows[task.file.text].to_dict("records")]
+            whole = [len(run.backbone.prefix) + len(ids) for ids in run.backbone.tokenize(list(told["text"]))]
+            told["cut"] = [length > len(ids) for length, ids in zip(whole, (outcome.evaluation or run.evaluation)[name].ids)]
+        parts.append(told)
+    if baseline:
+        write_classifier(folder, outcome.classifier, task, p, about)
+    else:
+        write(folder, run.backbone, task.labels, about)
     pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
+
+
+def write_classifier(folder: Path, classifier, task: Task, p, about: dict[str, Any]) -> None:
+    """Writes what a baseline fitted as arrays (no pickle), and what it reads."""
+    from safetensors.numpy import save_file
+
+    from lowres.methods.baselines import arrays
+
+    found, words = arrays(classifier)
+    save_file({name: np.ascontiguousarray(part) for name, part in found.items()}, folder / CLASSIFIER)
+    about |= {"classifier": p.classifier, "pattern": task.file.pattern(p.pattern) if p.classifier == "probe" else "", "text": task.file.text,
+              "labels": task.labels, "precision": "float32", "words": words}
+    pd.Series(about).to_json(folder / ABOUT, indent=1, force_ascii=False)
 
 
 def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, Any]) -> None:
@@ -68,6 +99,8 @@ def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, 
     from transformers import AutoModelForSequenceClassification
 
     head, pattern = backbone.trained
+    if head.branches:
+        raise BadInput(SEVERAL_TOKENS)
     with torch.no_grad():
         rows = (backbone.output[head.ids] if isinstance(head, Verbalizer) else head.weight).detach().float().cpu().clone()
     if backbone.adapter is not None:
@@ -111,11 +144,10 @@ def _with_prefix(backbone: Backbone):
 
 @dataclass
 class Kept:
-    """A kept model, ready to answer."""
+    """A kept model, ready to answer. `read`: a frame of texts -> label logits (rows, labels), and which texts were longer than it reads."""
 
-    backbone: Backbone
-    weight: torch.Tensor
     about: dict[str, Any]
+    read: Callable[[pd.DataFrame], tuple[np.ndarray, np.ndarray]]
 
     @property
     def labels(self) -> list[str]:
@@ -132,14 +164,12 @@ class Kept:
         if missing := [column for column in columns if column not in rows]:
             raise BadInput(f"predict: column {missing[0]!r} is missing: this model reads {', '.join(columns)}")
         words = rows[columns].astype(object).where(rows[columns].notna(), "").astype(str)
-        empty = (words == "").any(axis=1) | words.apply(lambda column: column.str.strip() == "").any(axis=1)
+        empty = words.apply(lambda column: column.str.strip() == "").any(axis=1).to_numpy()
         logits, notes = np.full((len(rows), len(self.labels)), np.nan), np.where(empty, "empty text", "").astype(object)
         here = np.flatnonzero(~empty)
         if len(here):
-            inputs = encode(self.backbone, words.iloc[here].assign(label=0), self.about["pattern"], self.about["max_length"])
-            logits[here] = (last_states(self.backbone, inputs.ids) @ self.weight.T).float().cpu().numpy()
-            whole = encode(self.backbone, words.iloc[here].assign(label=0), self.about["pattern"], 10**9).ids if inputs.cut else inputs.ids
-            notes[here[[len(a) > len(b) for a, b in zip(whole, inputs.ids)]]] = f"read to {self.about['max_length']} tokens"
+            logits[here], cut = self.read(words.iloc[here])
+            notes[here[cut]] = f"read to {self.about['max_length']} tokens"
         answers = [self.labels[i] if known else "" for i, known in zip(np.nan_to_num(logits).argmax(axis=1), ~empty)]
         chances = pd.DataFrame(softmax(logits, axis=1), columns=[f"p({label})" for label in self.labels])
         return pd.concat([pd.Series(answers, name="predicted"), chances, pd.Series(notes, name="note")], axis=1).set_axis(rows.index)
@@ -148,20 +178,47 @@ class Kept:
 @lru_cache(maxsize=2)
 def load(folder: str | Path, device: str = "cpu") -> Kept:
     """A kept model by its folder. Raises BadInput for a folder that is none."""
-    from transformers import AutoModelForSequenceClassification, logging
-
     place = Path(folder).expanduser()
     about = read_json(place / ABOUT)
     if about is None:
         raise BadInput(f"{shown(place)}: is no folder that `lowres keep` made: it has no {ABOUT}")
+    if "classifier" in about:
+        return Kept(about, _baseline(place, about, device))
+    backbone, weight = _sequence_classifier(place, about, device)
+    return Kept(about, lambda rows: _through(backbone, rows, about, lambda states: (states @ weight.T).float().cpu().numpy()))
+
+
+def _sequence_classifier(place: Path, about: dict[str, Any], device: str) -> tuple[Backbone, torch.Tensor]:
+    from transformers import AutoModelForSequenceClassification, logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32).eval()
     model.get_output_embeddings = lambda: score(model)  # which is what a backbone's output is here
     tokenizer, where = load_tokenizer(place), torch.device(device)
-    backbone = Backbone(str(folder), place, model.to(where), tokenizer, prefix_tokens(tokenizer), context_length(model.config, str(folder)), where,
+    backbone = Backbone(str(place), place, model.to(where), tokenizer, prefix_tokens(tokenizer), context_length(model.config, str(place)), where,
                         resolved_precision(about["precision"], where))
-    return Kept(backbone, score(model).weight.detach(), about)
+    return backbone, score(model).weight.detach()
+
+
+def _baseline(place: Path, about: dict[str, Any], device: str) -> Callable[[pd.DataFrame], tuple[np.ndarray, np.ndarray]]:
+    from safetensors.numpy import load_file
+
+    from lowres.methods.baselines import answers, joined, rebuilt
+
+    classifier = rebuilt(load_file(place / CLASSIFIER), about["words"])
+    answer = lambda features: answers(classifier, {"rows": features})["rows"]
+    if about["classifier"] == "tfidf":
+        return lambda rows: (answer(joined(rows, about["text"])), np.zeros(len(rows), bool))
+    backbone = load_backbone(about["model"], device, about["precision"])
+    return lambda rows: _through(backbone, rows, about, lambda states: answer(states.float().cpu().numpy()))
+
+
+def _through(backbone: Backbone, rows: pd.DataFrame, about: dict[str, Any], answer: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """What is answered from the last states of the texts in their pattern, and which of them were cut."""
+    inputs = encode(backbone, rows.assign(label=0), about["pattern"], about["max_length"])
+    whole = encode(backbone, rows.assign(label=0), about["pattern"], 10**9).ids if inputs.cut else inputs.ids
+    return answer(last_states(backbone, inputs.ids)), np.array([len(a) > len(b) for a, b in zip(whole, inputs.ids)], bool)
 
 
 def in_chunks(rows: pd.DataFrame, start: int = 0) -> Iterator[pd.DataFrame]:

@@ -91,11 +91,11 @@ class CorpusResult:
 
 
 def train_on_corpus(backbone, task, p, streams: Streams) -> CorpusResult:
-    """Continues language modelling on texts of the pool (Gururangan et al. 2020, arXiv 2004.10964), in place.
+    """Continues language modelling on texts of the pool and such without a label (Gururangan et al. 2020, arXiv 2004.10964), in place.
 
     Next-token loss on `p.corpus_rows` texts for `p.corpus_steps` steps; AdamW, warm-up, linear decay. The labels are taken off first.
     """
-    texts = task.pool[task.file.text].assign(label=0)
+    texts = task.texts.assign(label=0)
     order = streams.unlabelled.permutation(len(texts))
     held = min(HELD_OUT, len(texts) // 5)
     if not held:

@@ -70,7 +70,7 @@ def scores(run) -> dict[str, np.ndarray]:
 def answer(run, scored: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], dict]:
     """Label logits by set, from a threshold that the seed's shots give; and that threshold, for the record."""
     plain, p = run.task.file.patterns["plain"], run.parameters
-    shots = draw(run.task.pool, p.shots, seed)
+    shots = draw(run.task.pool, p.shots, seed, p.uneven)
     threshold = fit_threshold(token_log_probability(run.backbone, encode(run.backbone, shots, plain, p.max_length)), shots["label"].to_numpy())
     return {name: threshold.logits(part) for name, part in scored.items()}, {"threshold": vars(threshold)}
 

@@ -1,6 +1,6 @@
 """What stands in front of an input: labelled demonstrations or an instruction, read by the backbone once.
 
-A demonstration is a text in the same pattern as the input, its label word (the very token that the head compares), and an empty line. The
+A demonstration is a text in the same pattern as the input, its label word (the very tokens that the head compares), and an empty line. The
 context's keys and values are then shared by all inputs (`Backbone.encode_context`).
 """
 
@@ -49,6 +49,13 @@ def longest(sets: dict[str, Inputs]) -> int:
     return max(len(ids) for inputs in sets.values() for ids in inputs.ids)
 
 
+def longest_word(backbone, words: list[str]) -> int:
+    """How many tokens are read behind an input to tell its label: those of the longest label word but its last."""
+    from lowres.models.heads import tokens_after_text
+
+    return max(len(tokens_after_text(backbone.tokenizer, word)) for word in words) - 1
+
+
 def demonstrated(
     backbone, shots: pd.DataFrame, order: np.ndarray, pattern: str, words: list[str], most: int | str, max_length: int, room: int
 ) -> Context:
@@ -57,12 +64,13 @@ def demonstrated(
     They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Raises BadInput if not one a label fits.
     """
     from lowres.models.batches import encode
-    from lowres.models.heads import tokens_after_text, word_ids
+    from lowres.models.heads import tokens_after_text
 
-    answers, end = word_ids(backbone.tokenizer, words), tokens_after_text(backbone.tokenizer, SEPARATOR)
+    answers, end = [tokens_after_text(backbone.tokenizer, word) for word in words], tokens_after_text(backbone.tokenizer, SEPARATOR)
+    room += longest_word(backbone, words)
     labels = shots["label"].to_numpy()
     texts = without_prefix(backbone, encode(backbone, shots, pattern, max_length)).ids
-    pieces = [text + [answers[label]] + end for text, label in zip(texts, labels)]
+    pieces = [text + answers[label] + end for text, label in zip(texts, labels)]
     nth = shots.groupby("label").cumcount().to_numpy()  # how many of its label stand before it
     available = int(np.bincount(labels, minlength=len(words)).min())
     wanted = available if most == "all" else min(most, available)
@@ -82,6 +90,7 @@ def demonstrated(
 def instructed(backbone, spec: TaskFile, words: list[str], room: int) -> Context:
     """The task file's instruction as a context. Raises BadInput if it and the longest input do not fit."""
     tokens = backbone.prefix + backbone.tokenize([instruction(spec, words) + SEPARATOR])[0]
+    room += longest_word(backbone, words)
     if len(tokens) + room > backbone.context_length:
         raise BadInput(f"context: instruction and longest input take {len(tokens) + room} tokens; {backbone.name!r} reads {backbone.context_length}")
     return Context(tokens)

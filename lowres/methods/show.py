@@ -45,7 +45,9 @@ def describe_task(task: Task) -> pd.DataFrame:
             **{label: int(counts.get(i, 0)) for i, label in enumerate(task.labels)},
             "constant, %": f"{100 * constant_accuracy(rows['label'].to_numpy()):.1f}" if domain else "",
         })
-    return pd.DataFrame(lines).set_index("set")
+    if task.unlabelled is not None:
+        lines.append({"set": "unlabelled", "rows": f"{len(task.unlabelled):,}"})
+    return pd.DataFrame(lines).fillna("").set_index("set")
 
 
 def describe_draw(task: Task, shots: pd.DataFrame, most: int = 8) -> pd.DataFrame:
@@ -96,7 +98,7 @@ def describe_first_adaptation(run) -> pd.DataFrame | None:
     p, task, backbone, streams = run.parameters, run.task, run.backbone, Streams(run.parameters.seeds[0])
     backbone.restore()
     if p.adapt == "pattern":
-        choice = choose_pattern.choose(backbone, task.file, draw(task.pool, p.shots, streams.seed), p, streams)
+        choice = choose_pattern.choose(backbone, task.file, draw(task.pool, p.shots, streams.seed, p.uneven), p, streams)
         print(f"{choice.reason}: {choice.chosen.pattern}, {choice.chosen.words}")
         return choice.table()
     if p.adapt == "layers":

@@ -42,6 +42,7 @@ class Outcome:
     logits: dict[str, np.ndarray]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
     evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
+    classifier: Any = None  # scikit-learn's, of a baseline that may be kept
     read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 
 
@@ -52,6 +53,8 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
     """
     torch.manual_seed(streams.dropout)
     backbone.trained = head, inputs.pattern
+    if p.class_weights == "balanced":
+        head.class_weights = balanced(inputs.labels).to(backbone.device)
     trainable = [w for module in (backbone.whole, head) for w in module.parameters() if w.requires_grad]
     # Fused: 0.03 s instead of 0.11 s a step on 135 million parameters.
     optimizer = torch.optim.AdamW(groups or [{"params": trainable}], lr=p.learning_rate, weight_decay=p.weight_decay, fused=True)
@@ -63,7 +66,7 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
         for start in range(0, len(order), p.batch_size):
             batch = inputs.take(order[start : start + p.batch_size])
             loss = 0.0
-            for rows in pack(batch.ids, backbone.device):  # gradients of a batch's parts add up to the batch's
+            for rows in pack(batch.ids, backbone.device, branches=head.branches):  # gradients of a batch's parts add up to the batch's
                 part = head.loss(backbone.hidden(rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
                 part.backward()
                 loss += part.item()
@@ -74,8 +77,14 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             training.losses.append(loss)
-            training.tokens += sum(map(len, batch.ids))
+            training.tokens += sum(map(len, batch.ids)) + len(batch) * sum(map(len, head.branches))
     return training
+
+
+def balanced(labels: torch.Tensor) -> torch.Tensor:
+    """A weight a class, (labels,): examples / (classes * examples of the class), as scikit-learn's "balanced" has it; 1 on average over examples."""
+    counts = labels.bincount()
+    return len(labels) / (len(counts) * counts)
 
 
 def must_be_finite(loss: float, key: str, rate: float, step: int, last: int) -> None:

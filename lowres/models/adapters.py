@@ -7,9 +7,6 @@ and puts virtual tokens in front of every text; BITFIT is no type of PEFT's: the
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lowres.files import BadInput, near
+from lowres.files import BadInput, near, whole_folder
 from lowres.parameters import LoRA
 
 if TYPE_CHECKING:
@@ -237,19 +234,15 @@ def save(backbone, head: nn.Module, folder: Path) -> None:
 
     from lowres.models.identity import split_revision
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     adapter, config = backbone.adapter, backbone.adapter.active_peft_config
     # The backbone as it was asked for, not the path of some cache.
     config.base_model_name_or_path, config.revision = split_revision(backbone.name)
-    adapter.save_pretrained(scratch, save_embedding_layers=False)
-    (scratch / "README.md").unlink(missing_ok=True)  # PEFT's form of a model card, not filled in
     weights = {key: value.detach().cpu() for key, value in head.state_dict().items()}
-    if weights:
-        save_file(weights, scratch / "head.safetensors")
-    os.chmod(scratch, 0o755)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+    with whole_folder(folder) as made:
+        adapter.save_pretrained(made, save_embedding_layers=False)
+        (made / "README.md").unlink(missing_ok=True)  # PEFT's form of a model card, not filled in
+        if weights:
+            save_file(weights, made / "head.safetensors")
 
 
 def _line(error: Exception) -> str:

@@ -40,6 +40,7 @@ class Backbone:
     compiled: bool = False
     adapter: nn.Module | None = None  # PEFT's, while one is attached
     trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
+    continued: int = 0  # tokens of label words that it has read behind texts, to count what they cost
 
     @property
     def whole(self) -> nn.Module:
@@ -64,7 +65,7 @@ class Backbone:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def hidden(self, rows, cache: Cache | None = None) -> torch.Tensor:
-        """The final hidden state at each text's last token: (texts, width), in float32. Leaves the `cache` in front of the rows as it is."""
+        """The final hidden states at `rows.last`, (texts, width) or (texts, places, width), in float32. The `cache` in front stays as it is."""
         return self._states(rows, _shared(cache, len(rows.ids)) if cache else None).flatten(0, 1)[rows.last].float()
 
     @torch.no_grad()

@@ -45,7 +45,8 @@ class Rows:
     """Some texts in rows, ready for the backbone.
 
     ids, positions: (rows, length). mask: (rows, 1, length, before + length), 0 where a token may look and the smallest
-    number elsewhere. last: where in the flattened rows each text ends. texts: which texts of the inputs these are.
+    number elsewhere. last: where in the flattened rows each text ends, (texts,); with branches, where it ends and where each of their tokens
+    is, (texts, 1 + tokens). texts: which texts of the inputs these are.
     """
 
     ids: torch.Tensor
@@ -79,8 +80,14 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut, pattern)
 
 
-def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET) -> Iterator[Rows]:
-    """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it."""
+def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET,
+         branches: Sequence[list[int]] = ()) -> Iterator[Rows]:
+    """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it.
+
+    `branches`: tokens that stand behind each text, each branch as if it were the only one: it sees the text and itself.
+    """
+    behind = [token for branch in branches for token in branch]
+    ids = [text + behind for text in ids] if behind else ids
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[list[int]] = []
     # A row reads all that stands in front of it: behind 1,500 tokens rows of 500 take 0.65 of the time that rows of 128 take.
@@ -96,7 +103,23 @@ def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int =
         with_room[room - len(ids[i])].append(row)
     at_once = max(1, budget // max(before + length, 1))
     for start in range(0, len(rows), at_once):
-        yield _lay(ids, rows[start : start + at_once], device, before)
+        laid = _lay(ids, rows[start : start + at_once], device, before)
+        yield _branched(laid, branches) if behind else laid
+
+
+def _branched(laid: Rows, branches: Sequence[list[int]]) -> Rows:
+    """The same rows, each of whose texts ends with branches that do not see each other."""
+    device, (count, length) = laid.ids.device, laid.ids.shape
+    steps = torch.cat([torch.arange(len(branch)) for branch in branches]).to(device)
+    branch = torch.cat([torch.full((len(tokens),), number + 1) for number, tokens in enumerate(branches)]).to(device)
+    end = laid.last[:, None] - len(steps)  # where the text itself ends
+    here = end + 1 + torch.arange(len(steps), device=device)
+    positions, branch_of = laid.positions.flatten(), torch.zeros(count * length, dtype=torch.long, device=device)
+    positions[here] = positions[end] + 1 + steps
+    branch_of[here] = branch
+    looks, seen = branch_of.view(count, length, 1), branch_of.view(count, 1, length)
+    laid.mask[..., -length:].masked_fill_(((seen > 0) & (seen != looks))[:, None], torch.finfo(torch.float32).min)
+    return Rows(laid.ids, positions.view(count, length), laid.mask, torch.cat([end, here], dim=1), laid.texts)
 
 
 def _lay(ids: list[list[int]], rows: list[list[int]], device: torch.device | str, before: int) -> Rows:

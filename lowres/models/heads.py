@@ -8,9 +8,13 @@ from torch.nn import functional as F
 
 from lowres.files import BadInput
 
+PIECE = 256  # tokens whose logits over the whole vocabulary are held at a time: 50 MB for 50,000 words
 
 class Classifier(nn.Module):
     """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream."""
+
+    branches = ()  # a text is read, and nothing behind it
+    class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, labels: int, seed: int):
         super().__init__()
@@ -24,43 +28,79 @@ class Classifier(nn.Module):
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, summed over the texts."""
-        return F.cross_entropy(self.logits(hidden), labels, reduction="sum")
+        return F.cross_entropy(self.logits(hidden), labels, self.class_weights, reduction="sum")
 
 
 class Verbalizer(nn.Module):
     """p(y | x) = softmax over y of LMhead(h(P(x)))[V(y)]: no new weights, only the rows of the label words V(y).
 
-    With `vocabulary` the training loss takes its softmax over all words (Mosbach et al. 2023); predictions compare label words either way.
+    A label word of several tokens w1 .. wn has the logit sum over t of log p(wt | P(x), w1 .. wt-1), with `score` "mean" a token's share of that,
+    with "first" the first token's alone. The text is read once for all words: each word's continuation branches off behind it (`branches`). One
+    token's log-probability and its logit differ by the same for all labels, so words of one token each are the case above.
+
+    With `over` "vocabulary" the training loss takes its softmax over all words (Mosbach et al. 2023); predictions compare label words either way.
     """
 
-    def __init__(self, backbone, words: list[str], over: str = "label_words"):
+    class_weights: torch.Tensor | None = None  # (labels,), of the loss
+
+    def __init__(self, backbone, words: list[str], over: str = "label_words", score: str = "sum"):
         super().__init__()
         self.output = lambda: backbone.output  # looked up when used: the head owns no weights
-        self.ids = torch.tensor(word_ids(backbone.tokenizer, words), device=backbone.device)
+        tokens = word_tokens(backbone.tokenizer, words, score)
+        self.ids = torch.tensor([ids[0] for ids in tokens], device=backbone.device)
+        self.branches = [ids[:-1] for ids in tokens if len(ids) > 1]
+        self.label_of = torch.tensor([label for label, ids in enumerate(tokens) for _ in ids[1:]], device=backbone.device)
+        self.following = torch.tensor([token for ids in tokens for token in ids[1:]], device=backbone.device)
+        self.share = torch.tensor([1 / len(ids) if score == "mean" else 1.0 for ids in tokens], device=backbone.device)
         self.over = over
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (texts, width) -> (texts, labels). Computes the label words' rows alone."""
-        return hidden @ self.output()[self.ids].T
+        """hidden: (texts, width), or with branches (texts, 1 + tokens of all branches, width) -> (texts, labels).
+
+        Computes the label words' rows alone, unless a word has several tokens: a probability wants the whole vocabulary.
+        """
+        return self.log_probabilities(hidden) * self.share if self.branches else hidden @ self.output()[self.ids].T
+
+    def log_probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(texts, 1 + tokens of all branches, width) -> the words' log-probabilities, (texts, labels)."""
+        first = (hidden[:, 0] @ self.output().T).log_softmax(1)[:, self.ids]
+        places = hidden[:, 1:].flatten(0, 1)
+        wanted = self.following.repeat(len(hidden))
+        parts = [-F.cross_entropy(h @ self.output().T, t, reduction="none") for h, t in zip(places.split(PIECE), wanted.split(PIECE))]
+        return first.index_add(1, self.label_of, torch.cat(parts).view(len(hidden), -1))
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy, summed over the texts."""
-        if self.over == "vocabulary":
+        if self.over == "label_words":
+            return F.cross_entropy(self.logits(hidden), labels, self.class_weights, reduction="sum")
+        if not self.branches and self.class_weights is None:
             return F.cross_entropy(hidden @ self.output().T, self.ids[labels], reduction="sum")
-        return F.cross_entropy(self.logits(hidden), labels, reduction="sum")
+        words = self.logits(hidden) if self.branches else (hidden @ self.output().T).log_softmax(1)[:, self.ids]
+        return F.nll_loss(words, labels, self.class_weights, reduction="sum")
+
+
+def word_tokens(tokenizer, words: list[str], score: str = "sum") -> list[list[int]]:
+    """Each label word's tokens; of score "first" the first one alone. Raises BadInput for words that cannot be told apart."""
+    tokens = [tokens_after_text(tokenizer, word) for word in words]
+    seen: dict[tuple[int, ...], str] = {}
+    for word, ids in zip(words, tokens):
+        if not ids:
+            raise BadInput(f"label_words: {word!r} is 0 tokens; one at least is wanted")
+        for before, other in seen.items():
+            shorter = min(len(before), len(ids)) if score != "first" else 1
+            if list(before[:shorter]) == ids[:shorter]:
+                what = "share their first token" if shorter == 1 else "begin with the same tokens, and one ends there"
+                raise BadInput(f"label_words: {word!r} and {other!r} {what}, so they cannot be told apart")
+        seen[tuple(ids)] = word
+    return [ids[:1] for ids in tokens] if score == "first" else tokens
 
 
 def word_ids(tokenizer, words: list[str]) -> list[int]:
     """Each label word's one token. Raises BadInput for a word of several tokens, or two words with the same first one."""
-    tokens = [tokens_after_text(tokenizer, word) for word in words]
-    first: dict[int, str] = {}
-    for word, ids in zip(words, tokens):
-        if ids and ids[0] in first:
-            raise BadInput(f"label_words: {word!r} and {first[ids[0]]!r} share their first token, so they cannot be told apart")
+    for word, ids in zip(words, tokens := word_tokens(tokenizer, words, "sum")):
         if len(ids) != 1:
             pieces = tokenizer.convert_ids_to_tokens(ids)
             raise BadInput(f"label_words: {word!r} is {len(ids)} tokens ({', '.join(pieces)}); one is wanted (mind the space in front)")
-        first[ids[0]] = word
     return [ids[0] for ids in tokens]
 
 

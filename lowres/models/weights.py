@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from lowres.files import BadInput, located, shown
+from lowres.files import BadInput, located, shown, whole_folder
 from lowres.models.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
 
 
@@ -64,11 +63,8 @@ def _embedded_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                made = Path(scratch) / "model"
-                made.mkdir()
+            with whole_folder(folder) as made:
                 _dequantise(made)
-                made.rename(folder)
     return folder
 
 
@@ -173,16 +169,10 @@ def convert(name: str, target: Path) -> None:
         if value.data_ptr() not in seen:
             kept[key] = value.contiguous()
             seen.add(value.data_ptr())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        save_file(kept, scratch / "model.safetensors", metadata={"format": "pt"})
+    with whole_folder(target) as made:
+        save_file(kept, made / "model.safetensors", metadata={"format": "pt"})
         for file in [*source.glob("*.json"), *source.glob("*.txt"), *source.glob("*.model")]:
             if not file.name.endswith(".index.json"):
-                shutil.copy(file, scratch)
-        load_model(scratch, name)
-        (scratch / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))
-        os.chmod(scratch, 0o755)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+                shutil.copy(file, made)
+        load_model(made, name)
+        (made / "converted_from.json").write_text(json.dumps({"model": repository, "revision": revision}))

@@ -17,7 +17,7 @@ from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA
 from lowres.runs.study import Study, read_study
 from lowres.tasks import load, task_file
 from lowres.tasks.load import Task, load_task
-from lowres.tasks.shots import Streams, close_draws, draw, fewest, in_common
+from lowres.tasks.shots import Streams, close_draws, draw, in_common
 from lowres.tasks.task_file import TaskFile, read_task
 
 # By a method's parameters the module whose `check` says what else it asks.
@@ -41,7 +41,7 @@ def rehearse(p: Parameters) -> None:
         return
     task = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
     if from_pool:  # whether the pool is large enough does not depend on the draw
-        drawn_from_pool(task.pool, draw(task.pool, p.shots, p.seeds[0]), p.unlabelled, Streams(p.seeds[0]))
+        drawn_from_pool(task.texts, draw(task.pool, p.shots, p.seeds[0], p.uneven), p.unlabelled, Streams(p.seeds[0]))
     if not fits:
         _make_prompts(reader, task, p)
 
@@ -60,7 +60,7 @@ def _make_prompts(reader: Backbone, task: Task, p) -> None:
     pattern, words = task.file.pattern(p.pattern), task.file.words(p.label_words)
     room = longest({name: without_prefix(reader, encode(reader, rows, pattern, p.max_length)) for name, rows in task.evaluation.items()})
     for seed in p.seeds:
-        shots, streams = draw(task.pool, p.shots, seed), Streams(seed)
+        shots, streams = draw(task.pool, p.shots, seed, p.uneven), Streams(seed)
         if hasattr(p, "inputs"):
             prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room)
         else:
@@ -74,25 +74,34 @@ def check_study(study: Study) -> list[str]:
 
 def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
     """What is said of a study: warnings, each once; BadInput is raised for what cannot be run."""
-    smallest_pool: dict[tuple, int] = {}
+    pools: dict[tuple, dict[str, int]] = {}  # rows by label
     seen, close, said = set(), {}, []
     for _, p in asked:
         key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
-        if key not in smallest_pool:
+        if key not in pools:
             loaded = load_task(*key)
-            smallest_pool[key] = fewest(loaded.pool)
+            pools[key] = dict(zip(loaded.labels, loaded.pool["label"].value_counts().sort_index()))
             said += [f"{p.task}: {sentence}" for sentence in loaded.warnings]
-        if isinstance(p.shots, int) and p.shots > smallest_pool[key]:
-            raise BadInput(f"{p.task}: shots: {p.shots} is more than the {smallest_pool[key]:,} examples that the pool has of its rarest label")
+        said += _few(p, pools[key])
         if len(p.seeds) > 1:
-            close[p.task] = max(close.get(p.task, 0), in_common(smallest_pool[key], p.shots))
+            close[p.task] = max(close.get(p.task, 0), in_common(min(pools[key].values()), p.shots))
         form = repr(p.model_copy(update={"shots": 1, "seeds": [0], "output_dir": "", "learning_rate": 1.0}))
         if form not in seen:
             seen.add(form)
-            check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
+            said += check_words(p)
             check_method(p)
         rehearse(p)
-    return said + [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
+    return list(dict.fromkeys(said)) + [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
+
+
+def _few(p: Parameters, pool: dict[str, int]) -> list[str]:
+    """What is to be said of labels that have fewer rows than shots are asked for. Raises BadInput for them, unless that is allowed."""
+    few = {label: count for label, count in pool.items() if isinstance(p.shots, int) and count < p.shots}
+    if few and not p.uneven:
+        raise BadInput(f"{p.task}: shots: {p.shots} is more than the {min(few.values()):,} examples that the pool has of its rarest label, "
+                       f"{min(few, key=few.get)!r}; with uneven: true such a label gives what it has")
+    named = ", ".join(f"{label} {count}" for label, count in list(few.items())[:8]) + (" …" if len(few) > 8 else "")
+    return [f"{p.task}: {p.shots} shots: {len(few)} of {len(pool)} labels have fewer, and give what they have: {named}"] if few else []
 
 
 def forget_files() -> None:
@@ -116,20 +125,33 @@ def check_method(p: Parameters) -> None:
         import_module(module).check(p)
 
 
-def check_words(model: str, task: str, pattern: str, label_words: str | None) -> None:
-    """The pattern exists, and the label words are one token each and told apart by the model's tokenizer."""
+def check_words(p: Parameters) -> list[str]:
+    """The pattern exists, and the model's tokenizer tells the label words apart. Returns what is to be said of words of several tokens."""
     from lowres.models.weights import load_tokenizer, resolve
 
-    spec = read_task(task)
-    spec.pattern(pattern)
-    tokenizer = load_tokenizer(resolve(model, weights=False))
-    if label_words is not None:
-        from lowres.models.heads import word_ids
+    spec = read_task(p.task)
+    spec.pattern(getattr(p, "pattern", ""))
+    tokenizer = load_tokenizer(resolve(p.model, weights=False))
+    if not hasattr(p, "label_words"):
+        return []
+    try:
+        return several_tokens(tokenizer, spec.words(p.label_words), p.word_score, f"{spec.name}: label_words: ")
+    except BadInput as error:
+        raise BadInput(f"{spec.name}: {error}") from None
 
-        try:
-            word_ids(tokenizer, spec.words(label_words))
-        except BadInput as error:
-            raise BadInput(f"{spec.name}: {error}") from None
+
+def several_tokens(tokenizer, words: list[str], score: str, where: str) -> list[str]:
+    """A sentence where label words have several tokens, and what would make that cheaper. Raises BadInput for words that are not told apart."""
+    from lowres.models.heads import word_tokens
+
+    tokens = word_tokens(tokenizer, words, score)
+    behind = sum(len(ids) - 1 for ids in tokens)
+    if not behind:
+        return []
+    longest = max(zip(tokens, words), key=lambda pair: len(pair[0]))
+    cut = len({ids[0] for ids in tokens}) == len(tokens)
+    return [f"{where}{longest[1]!r} is {len(longest[0])} tokens: {behind} more tokens are read behind each text"
+            + ("; the first tokens differ already, and word_score: first compares these alone" if cut else "")]
 
 
 def check_file(name: str, data_dir: str | None) -> str:
@@ -151,25 +173,25 @@ def _of_words(spec: TaskFile) -> list[str]:
     """What will be wrong with label words and patterns for the embedded model, if that is at hand."""
     said = [f"patterns.{name}: ends with a space, and label words begin with one: leave it out" for name, text in spec.patterns.items()
             if text.endswith(" ") and any(word.startswith(" ") for words in spec.label_words.values() for word in words.values())]
-    from lowres.models.heads import word_ids
     from lowres.models.weights import embedded_place, load_tokenizer
 
     if embedded_place().is_dir():
         for name in spec.label_words:
+            where = f"label_words.{name}, with {identity.EMBEDDED}: "
             try:
-                word_ids(load_tokenizer(embedded_place()), spec.words(name))
+                said += several_tokens(load_tokenizer(embedded_place()), spec.words(name), "sum", where)
             except BadInput as error:
-                said.append(f"label_words.{name}, with {identity.EMBEDDED}: {str(error).removeprefix('label_words: ')}")
+                said.append(where + str(error).removeprefix("label_words: "))
     return said
 
 
-def one_token() -> Callable[[str], bool]:
-    """Whether the embedded model reads a word, behind other text, as one token."""
+def tokens_of() -> Callable[[str], list[int]]:
+    """What the embedded model reads a word as, behind other text."""
     from lowres.models.heads import tokens_after_text
     from lowres.models.weights import load_tokenizer, resolve
 
     tokenizer = load_tokenizer(resolve(identity.EMBEDDED, weights=False))
-    return lambda word: len(tokens_after_text(tokenizer, word)) == 1
+    return lambda word: tokens_after_text(tokenizer, word)
 
 
 def _check_task(path: Path, data_dir: str | None) -> str:

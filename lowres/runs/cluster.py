@@ -204,22 +204,22 @@ class Outcome:
 
 
 def run_study(
-    study: Study, statuses: list[Status], todo: list[Run], options: Options, workers: int | None = None, scheduler: str | None = None,
-    fail_fast: bool = False, tell: Callable[[str], None] = print, expected: Expected | None = None,
+    study: Study, statuses: list[Status], todo: list[Run], options: Options, tell: Callable[[str], None] = print, expected: Expected | None = None,
 ) -> Outcome:
-    """Executes `todo`. One failure never stops the others, unless `fail_fast`."""
+    """Executes `todo`. One failure never stops the others, unless that is asked for."""
     locks.sweep()
     _sweep_stops(study)
     stop = study.folder / f".stop-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     try:
         with locks.scratch_folder() as folder, Interrupts() as interrupts:
-            started = given_cluster(scheduler, study.folder) if scheduler else own_cluster(workers or default_workers(), options.retries, folder)
-            with started as cluster:
+            own = not options.scheduler
+            with own_cluster(options.workers or default_workers(), options.retries, folder) if own else \
+                    given_cluster(options.scheduler, study.folder) as cluster:
                 options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now())
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")
-                    return Loop(cluster, todo, options, progress, interrupts, fail_fast).run()
+                    return Loop(cluster, todo, options, progress, interrupts).run()
     finally:
         stop.unlink(missing_ok=True)
         for run in todo:
@@ -253,8 +253,8 @@ class Interrupts:
 class Loop:
     """Hands runs to the cluster and takes their results, until none is left."""
 
-    def __init__(self, cluster: Cluster, todo: list[Run], options: Options, progress: Progress, interrupts: Interrupts, fail_fast: bool):
-        self.cluster, self.options, self.progress, self.interrupts, self.fail_fast = cluster, options, progress, interrupts, fail_fast
+    def __init__(self, cluster: Cluster, todo: list[Run], options: Options, progress: Progress, interrupts: Interrupts):
+        self.cluster, self.options, self.progress, self.interrupts = cluster, options, progress, interrupts
         self.waiting = deque(todo)
         self.runs: dict[Future, Run] = {}  # in workers' hands
         self.later: list[tuple[float, Run]] = []  # another process is at work on them
@@ -322,7 +322,7 @@ class Loop:
                 return
         self.results.append(result)
         self.progress.ended(result)
-        if result.state == "failed" and self.fail_fast and not self.asked_to_stop:
+        if result.state == "failed" and self.options.fail_fast and not self.asked_to_stop:
             self.progress.line("stopping at the first failure (--fail-fast), once the trials at work are finished")
             self._ask_to_stop()
 

@@ -25,6 +25,7 @@ from lowres.methods.choose_pattern import NOT_TRIED
 from lowres.models.adapters import shape_of
 from lowres.models.backbone import layer_stack, resolved_precision, without_weights
 from lowres.models.batches import encode
+from lowres.models.heads import word_tokens
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters
 from lowres.runs.checks import check_study
 from lowres.runs.cluster import default_workers
@@ -78,13 +79,14 @@ class Rate:
 
 
 @lru_cache(maxsize=64)
-def sizes(model: str, task: str, data_dir: str, rows: int, also: tuple[str, ...], pattern: str, max_length: int) -> Sizes:
+def sizes(model: str, task: str, data_dir: str, rows: int, also: tuple[str, ...], pattern: str, max_length: int, words: tuple[str, str]) -> Sizes:
     loaded, reader, shape = _loaded(task, data_dir, rows, also), without_weights(model), _shape(model)
-    text = loaded.file.pattern(pattern)
+    text, (name, score) = loaded.file.pattern(pattern), words
+    behind = sum(len(ids) - 1 for ids in word_tokens(reader.tokenizer, loaded.file.words(name), score)) if score else 0
 
     def tokens(part) -> float:
         some = part.sample(min(len(part), SAMPLE), random_state=0)
-        return sum(map(len, encode(reader, some, text, max_length).ids)) / len(some)
+        return sum(map(len, encode(reader, some, text, max_length).ids)) / len(some) + behind
 
     embedded = {id(weight): weight.numel() for weight in (shape.get_input_embeddings().weight, shape.get_output_embeddings().weight)}
     total, layers = sum(weight.numel() for weight in shape.parameters()), layer_stack(shape.base_model)
@@ -104,8 +106,9 @@ def _shape(model: str):
 
 def sizes_for(p: Parameters) -> Sizes:
     plain = not hasattr(p, "pattern") or getattr(p, "head", "") == "classifier"
+    words = (p.label_words, p.word_score) if hasattr(p, "label_words") and not plain else ("", "")
     return sizes(p.model, p.task, p.data_dir, p.evaluation_rows, tuple(p.also_evaluate), getattr(p, "pattern", "") or ("plain" if plain else ""),
-                 p.max_length)
+                 p.max_length, words)
 
 
 def work(p: Parameters, s: Sizes) -> Work:

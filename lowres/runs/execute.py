@@ -53,16 +53,19 @@ def _shorten(output) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How runs are executed: the same for all runs of a study."""
+    """How a study's runs are executed: what was asked for, and what the cluster adds to it."""
 
-    threads: int = 1
     timeout: int | None = None  # seconds a cell may take
     retries: int = 2  # of a run whose kernel died
     rerun: frozenset[str] = frozenset()  # states that are executed again: failed, stale
     notebooks: str = NOTEBOOKS
+    workers: int | None = None  # runs at a time; None: as many as this host has cores or GPUs for
+    scheduler: str | None = None  # a running Dask cluster instead
+    fail_fast: bool = False
+    threads: int = 1
+    gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
     stop: str = ""  # a file: once it is there, no trial is begun any more
     begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
-    gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
 
     @property
     def stopping(self) -> bool:

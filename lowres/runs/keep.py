@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ import numpy as np
 import pandas as pd
 
 from lowres import locks
-from lowres.files import BadInput, located, read_json, shown, write_json, write_whole
+from lowres.files import BadInput, located, read_json, shown, whole_folder, write_json, write_whole
 from lowres.methods.kept import ABOUT, EXPECTED, check_can_be_kept, in_chunks, load
 from lowres.models.identity import EMBEDDED
 from lowres.runs import records, summary
 from lowres.runs.execute import Options, pinned
 from lowres.runs.process import run_notebook
+from lowres.runs.progress import time_text
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs
 from lowres.runs.study import Run, Study
-from lowres.tasks.load import sha256
+from lowres.tasks.load import load_task, sha256
 from lowres.tasks.table import read_table
 from lowres.tasks.task_file import TaskFile, read_task
 
@@ -50,6 +51,13 @@ with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=preci
 numpy.save(out, numpy.stack(logits))
 """
 
+OURS = """
+import sys, numpy, pandas, lowres
+folder, rows, out, _ = sys.argv[1:]
+texts = pandas.read_parquet(rows).rename(columns=lambda name: name.removeprefix("text "))
+numpy.save(out, lowres.load(folder).read(texts)[0])
+"""
+
 
 @dataclass
 class Checked:
@@ -59,41 +67,60 @@ class Checked:
     cut: int
     farthest: float
     other_labels: int
-    other_than_recorded: int
+    other_than_recorded: int | None  # None: no trial of the study has these examples
+    right: dict[str, float]  # by evaluation set
+    loader: str
 
     def sentence(self) -> str:
         rows = f"{self.rows:,} evaluation rows"
-        said = [f"Loaded anew by plain transformers in a process of its own, it gave {rows} the labels that the trial gave them, its logits at most "
+        said = [f"Loaded anew by {self.loader} in a process of its own, it gave {rows} the labels that the trial gave them, its logits at most "
                 f"{self.farthest:.1e} apart" if not self.other_labels else
-                f"Loaded anew by plain transformers, it gave {self.other_labels} of {rows} another label than the trial"]
+                f"Loaded anew by {self.loader}, it gave {self.other_labels} of {rows} another label than the trial"]
         said += [f"{self.cut:,} that are longer than max_length were left out of this"] if self.cut else []
-        said.append(f"{self.other_than_recorded} of the labels are others than the study's records have (another processor rounds otherwise)"
-                    if self.other_than_recorded else "They are those of the study's records")
+        if self.other_than_recorded is not None:
+            said.append(f"{self.other_than_recorded} of the labels are others than the study's records have (another processor rounds otherwise)"
+                        if self.other_than_recorded else "They are those of the study's records")
         return ". ".join(said) + "."
 
 
-def keep(study: Study, run: Run, seed: int | None = None, folder: str = "") -> tuple[Path, str]:
-    """Trains a run's trial once more and keeps its model. Returns the folder, and how it was checked. Raises BadInput; then nothing is left."""
+def keep(study: Study, run: Run, seed: int | None = None, folder: str = "", all_rows: bool = False, tell: Callable[[str], None] = print
+         ) -> tuple[Path, str]:
+    """Trains a run's trial once more, or with `all_rows` on every labelled row of the pool, and keeps its model. Returns the folder, and how it was
+    checked. Raises BadInput; then nothing is left."""
     check_can_be_kept(run.method, run.parameters)
     trial = _trial(run, seed)
-    target = located(folder) if folder else study.folder / "kept" / f"{run.name.replace('/', '-')}-seed-{trial['seed']}"
+    name = f"{run.name.replace('/', '-')}-{'all-rows' if all_rows else 'seed'}-{trial['seed']}"
+    target = located(folder) if folder else study.folder / "kept" / name
     if target.exists():
         raise BadInput(f"{shown(target)}: is there already: name another place by --folder, or remove it")
+    changed, rows = _all_rows(run, trial, tell) if all_rows else ({}, 0)
     with locks.scratch_folder() as scratch:
         made = scratch / "kept"
         made.mkdir()
         notebook = located(NOTEBOOKS) / f"{run.method}.ipynb"
-        given = run.parameters.model_copy(update={"seeds": [trial["seed"]], "output_dir": ""}).model_dump(exclude_defaults=True)
+        given = run.parameters.model_copy(update={"seeds": [trial["seed"]], "output_dir": "", **changed}).model_dump(exclude_defaults=True)
         environment = {locks.KEEP: str(made), locks.NOTEBOOK: str(notebook), **pinned(Options(threads=trial["environment"]["threads"]))}
         ended = run_notebook(notebook, scratch / "run.ipynb", given, scratch, environment)
         if ended.kind:
             raise BadInput(f"keep: the trial could not be trained again: {ended.message}")
-        found = _checked(made, scratch, run, trial["seed"])
-        write_whole(made / "README.md", card(run, trial, found, read_json(made / ABOUT)))
+        found = _checked(made, scratch, run, trial["seed"], all_rows)
+        write_whole(made / "README.md", card(run, trial, found, read_json(made / ABOUT), rows))
         sums = [f"{sha256(path)}  {path.relative_to(made)}" for path in sorted(made.rglob("*")) if path.is_file()]
         write_whole(made / "SHA256SUMS", "\n".join(sums) + "\n")
-        _moved(made, target)
+        with whole_folder(target) as beside:  # scratch may lie on another disk
+            shutil.copytree(made, beside, dirs_exist_ok=True)
     return target, found.sentence()
+
+
+def _all_rows(run: Run, trial: dict[str, Any], tell: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    """The parameters that take every labelled row of the pool, and how many that are; says how long it will take."""
+    p = run.parameters
+    labels = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate).pool["label"]
+    examples = p.shots * labels.nunique()
+    took = records.seconds_of(trial)
+    seconds = took + records.seconds_of(trial, records.TRAINING) * (len(labels) / examples - 1)
+    tell(f"trained on all {len(labels):,} labelled rows of the pool instead of {examples}: {time_text(seconds)}")
+    return {"shots": int(labels.value_counts().max()), "uneven": True}, len(labels)
 
 
 def _trial(run: Run, seed: int | None) -> dict[str, Any]:
@@ -107,55 +134,69 @@ def _trial(run: Run, seed: int | None) -> dict[str, Any]:
     return trials[wanted]
 
 
-def _checked(made: Path, scratch: Path, run: Run, seed: int) -> Checked:
+def _checked(made: Path, scratch: Path, run: Run, seed: int, all_rows: bool) -> Checked:
     """Raises BadInput for a folder that answers otherwise than the trial did."""
-    expected, precision = pd.read_parquet(scratch / EXPECTED), read_json(made / ABOUT)["precision"]
+    expected, about = pd.read_parquet(scratch / EXPECTED), read_json(made / ABOUT)
     whole, columns = expected[~expected["cut"]], [column for column in expected if column.startswith("logit_")]
-    whole[["text"]].to_parquet(scratch / "whole.parquet")
-    done = subprocess.run([sys.executable, "-c", PLAIN, str(made), str(scratch / "whole.parquet"), str(scratch / "found.npy"), precision],
+    whole.drop(columns=[*columns, "set", "row", "cut"]).to_parquet(scratch / "whole.parquet")
+    code, loader = (OURS, "lowres") if "classifier" in about else (PLAIN, "plain transformers")
+    done = subprocess.run([sys.executable, "-c", code, str(made), str(scratch / "whole.parquet"), str(scratch / "found.npy"), about["precision"]],
                           capture_output=True, text=True, cwd=scratch)
     if done.returncode:
-        raise BadInput(f"keep: plain transformers cannot load what was made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        raise BadInput(f"keep: {loader} cannot load what was made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     found, asked = np.load(scratch / "found.npy"), whole[columns].to_numpy()
     others, farthest = int((found.argmax(1) != asked.argmax(1)).sum()), float(np.abs(found - asked).max(initial=0))
-    if farthest > NEAR[precision] or (others and precision == "float32"):
+    if farthest > NEAR[about["precision"]] or (others and about["precision"] == "float32"):
         raise BadInput(f"keep: what was made answers otherwise than the trial: {others} of {len(whole)} labels, logits up to {farthest:.1e} apart")
     kept = records.read_predictions(run.folder)
     both = expected.assign(answer=expected[columns].to_numpy().argmax(1)).merge(kept[kept["trial"] == seed], on=["set", "row"])
-    return Checked(len(whole), int(expected["cut"].sum()), farthest, others, int((both["answer"] != both["prediction"]).sum()))
+    right = (both["answer"] == both["label"]).groupby(both["set"], sort=False).mean().to_dict()
+    other = None if all_rows else int((both["answer"] != both["prediction"]).sum())
+    return Checked(len(whole), int(expected["cut"].sum()), farthest, others, other, right, loader)
 
 
-def _moved(made: Path, target: Path) -> None:
-    """Whole or not at all, though scratch may lie on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        shutil.copytree(made, beside, dirs_exist_ok=True)
-        beside.chmod(0o755)
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any]) -> str:
-    """The folder's README: what it is, how good, and how to use it."""
+def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any], all_rows: int) -> str:
+    """The folder's README: what it is, how good, and how to use it. `all_rows`: how many it was trained on, where that is all of the pool."""
     p, trials = run.parameters, list(records.read_trials(run.folder)[0].values())
     spec: TaskFile = read_task(p.task)
-    call = f"PATTERN.format({', '.join(f'{name}={name}' for name in about['text'])})" if all(map(str.isidentifier, about["text"])) else \
-        "PATTERN with the texts in its places"
     lines = [f"- {line}" for line in summary.headline(trials)]
-    own = ", ".join(f"{name} {100 * scores['accuracy']:.1f} %" for name, scores in trial["sets"].items())
+    own = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.right.items())
+    examples = f"all {all_rows:,} labelled rows of the pool" if all_rows else f"{p.shots} labelled examples of each"
+    which = f"this folder was trained on {all_rows:,} rows, so that these are an estimate of it, and a low one; on the same sets it has" if all_rows \
+        else "this folder is one of them"
+    took = records.seconds_of(trial, records.TRAINING)
     plain = {key: field.default for key, field in type(p).model_fields.items()}
     settings = "".join(f", {key} {value}" for key, value in about["parameters"].items()
                        if value != plain[key] and key not in ("model", "task", "shots"))
     return f"""# {spec.name}: {spec.description}
 
-A classifier with the labels {', '.join(f'`{label}`' for label in spec.labels)}, made by `{run.method}`{settings} from {p.shots} labelled
-examples of each (seed {trial['seed']}), on {p.model}. Backbone's licence: {LICENCES.get(p.model, f'see {p.model}')}.
+A classifier with the labels {', '.join(f'`{label}`' for label in spec.labels)}, made by `{run.method}`{settings} from {examples}
+(seed {trial['seed']}), on {p.model}. Backbone's licence: {LICENCES.get(p.model, f'see {p.model}')}.
 
 ## Use
 
-```python
+{_example(about)}`lowres predict FOLDER FILE`; from Python, `lowres.load("FOLDER").predict(texts)`. Inputs are read to {about['max_length']} tokens;
+the end of a longer text is not.
+
+## How good it is
+
+Over {len(trials)} draws of {p.shots} examples of each label (95 % intervals of the mean); {which}: {own}.
+
+{chr(10).join(lines)}
+
+{found.sentence()} Training {'a draw' if all_rows else 'it'} took {took:.0f} s on {trial['environment']['device']}.
+
+Not tried: other texts than these sets, other languages, whether its probabilities can be believed, and what it does to people.
+"""
+
+
+def _example(about: dict[str, Any]) -> str:
+    """The lines by which plain transformers answers; of a baseline none, since it is scikit-learn's."""
+    if "classifier" in about:
+        return ""
+    places = ", ".join(f"{name}={name}" for name in about["text"])
+    call = f"PATTERN.format({places})" if all(map(str.isidentifier, about["text"])) else "PATTERN with the texts in its places"
+    return f"""```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 PATTERN = {about['pattern']!r}
 tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
@@ -163,19 +204,7 @@ logits = model(**tokenizer([{call}], return_tensors="pt", padding=True)).logits
 print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())
 ```
 
-Or `lowres predict FOLDER FILE`; from Python, `lowres.load("FOLDER").predict(texts)`. Inputs are read to {about['max_length']} tokens;
-the end of a longer text is not.
-
-## How good it is
-
-Over {len(trials)} draws of the examples (95 % intervals of the mean); this folder is one of them: {own}.
-
-{chr(10).join(lines)}
-
-{found.sentence()} Training it took {records.seconds_of(trial, records.TRAINING):.0f} s on {trial['environment']['device']}.
-
-Not tried: other texts than these sets, other languages, whether its probabilities can be believed, and what it does to people.
-"""
+Or """
 
 
 def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:

@@ -24,7 +24,7 @@ from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
 from lowres.models.identity import weights
 from lowres.parameters import Parameters, validated
-from lowres.runs import records, summary
+from lowres.runs import mistakes, records, summary
 from lowres.runs.checks import check_method, check_words, forget_files, rehearse
 from lowres.tasks.load import Task, data_checksums, load_task
 from lowres.tasks.shots import checksum, close_draws, fewest, in_common
@@ -50,6 +50,7 @@ class Run:
         self.started, self.clock, self.load_seconds = _now(), time.perf_counter(), 0.0
         self.evaluation: dict[str, Inputs] = {}
         self.trials: list[dict[str, Any]] = []
+        self.predicted: dict[int, pd.DataFrame] = {}  # by seed, of trials that this notebook made
         self.meter = Meter()
         self.backbone_identity = weights(parameters)
         self.data = data_checksums(self.task_file, parameters.data_dir)
@@ -96,18 +97,14 @@ class Run:
             outcome = trial(seed)
         _must_be_numbers(outcome.logits, seed)
         if os.environ.get(locks.KEEP):
-            self._keep(outcome, seed, Path(os.environ[locks.KEEP]))
+            from lowres.methods.kept import write_with_answers
+
+            asked = {key: value for key, value in records.stored(self.parameters).items() if key not in ("data_dir", "output_dir", "seeds")}
+            write_with_answers(Path(os.environ[locks.KEEP]), self, outcome, {"seed": seed, "parameters": asked})
         result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome)}
         result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits)}
-        return records.write_trial(self.folder, result, predictions(self.task, outcome.logits, seed)) if self.folder else result
-
-    def _keep(self, outcome: Outcome, seed: int, folder: Path) -> None:
-        from lowres.methods.kept import write_with_answers
-
-        asked = {key: value for key, value in records.stored(self.parameters).items() if key not in ("data_dir", "output_dir", "seeds")}
-        about = {"method": self.method, "seed": seed, "max_length": self.parameters.max_length, "model": self.parameters.model,
-                 "task": self.task.file.name, "parameters": asked}
-        write_with_answers(folder, self.backbone, self.task, outcome.evaluation or self.evaluation, outcome.logits, about)
+        self.predicted[seed] = predictions(self.task, outcome.logits, seed)
+        return records.write_trial(self.folder, result, self.predicted[seed]) if self.folder else result
 
     def results(self) -> pd.DataFrame:
         """A line an evaluation set: accuracy, its interval, the yardstick."""
@@ -116,6 +113,21 @@ class Run:
     def breakdown(self) -> pd.DataFrame:
         """Accuracy in each part that the task file names."""
         return summary.breakdown(self.trials)
+
+    def confusions(self) -> pd.DataFrame:
+        """Which label is taken for which, the commonest first."""
+        return mistakes.confusions(self._predictions(), self.task.labels)
+
+    def mistakes(self, most: int = 10) -> pd.DataFrame:
+        """The rows that most trials get wrong and are surest of: where wrong labels are found. With texts where the task may show them."""
+        return mistakes.with_texts(mistakes.wrong_rows(self._predictions(), self.task.labels).head(most), self.task)
+
+    def _predictions(self) -> pd.DataFrame:
+        import pandas as pd
+
+        kept = records.read_predictions(self.folder) if self.folder else None
+        return pd.concat([found if (found := self.predicted.get(trial["seed"])) is not None else kept[kept["trial"] == trial["seed"]]
+                          for trial in self.trials])
 
     def cost(self) -> pd.DataFrame:
         """Seconds, memory, parameters and operations, a line a trial."""
@@ -162,7 +174,8 @@ class Run:
         if backbone.compiled:
             seconds["compile"] = self.meter.compiling()
         evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
-        training = outcome.training
+        training, read = outcome.training, outcome.read + backbone.continued
+        backbone.continued = 0
         total, embedded = backbone.parameters(), backbone.embeddings()
         return {
             "shots_sha256": checksum(outcome.shots),
@@ -174,8 +187,8 @@ class Run:
             "trainable": training.trainable,
             "parameters": total,
             "cut": {"training": training.cut, **{name: inputs.cut for name, inputs in evaluation.items()}},
-            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens, "read": outcome.read},
-            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens + outcome.read,
+            "tokens": {"training": training.tokens, "evaluation": evaluated_tokens, "read": read},
+            "flops": flops(total - embedded, min(training.trainable, total - embedded), training.tokens, evaluated_tokens + read,
                            max(0, training.skipped - embedded)),
             **outcome.extra,
         }
@@ -275,7 +288,7 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     given = {key: values[key] for key in names if key in values} | fixed
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
-    check_words(p.model, p.task, getattr(p, "pattern", ""), getattr(p, "label_words", None))
+    check_words(p)
     check_method(p)
     rehearse(p)
     run.answer = Answer(run)

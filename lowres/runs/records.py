@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint by what they name: weights and task files
+LATER = {"word_score", "uneven", "class_weights"}  # parameters that trials of before do not have
 APART = ("compare", "compile")  # phases that are no part of a method's cost
 TRAINING = ("adapt", "teach", "train")  # phases that make the model; the rest is evaluation
 SCHEMA_VERSION = 2  # of the record's form
@@ -58,7 +59,7 @@ def as_yaml(parameters: Parameters) -> str:
 def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task: TaskFile, data: dict[str, str], backbone: str) -> dict[int, str]:
     """Names trials, by seed, by all that changes their results: parameters, seed, task file, data, weights, RESULTS_VERSION."""
     content = {
-        "method": method, "parameters": parameters.model_dump(exclude=WHEREABOUTS | NAMES), "task": _content(task),
+        "method": method, "parameters": _asked(parameters), "task": _content(task),
         "data": data, "backbone": backbone, "results_version": RESULTS_VERSION,
     }
     common = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
@@ -68,6 +69,12 @@ def fingerprints(method: str, parameters: Parameters, seeds: Iterable[int], task
         digest.update(f"seed {seed}".encode())
         marks[seed] = digest.hexdigest()[:24]
     return marks
+
+
+def _asked(parameters: Parameters) -> dict[str, Any]:
+    """All that changes results. What came later is told only where it is not as it always was, so that older trials stay what they are."""
+    usual = {key for key in LATER & set(type(parameters).model_fields) if getattr(parameters, key) == type(parameters).model_fields[key].default}
+    return parameters.model_dump(exclude=WHEREABOUTS | NAMES | usual)
 
 
 def fingerprint(method: str, parameters: Parameters, seed: int, task: TaskFile, data: dict[str, str], backbone: str) -> str:
@@ -84,6 +91,8 @@ def _content(task: TaskFile) -> str:
         for rows in (content["pool"], *content["evaluation"].values()):
             if not rows["part"]:  # which older task files do not have
                 del rows["part"]
+        if not content["unlabelled"]:
+            del content["unlabelled"]
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 

@@ -32,7 +32,7 @@ def accuracy_interval(values) -> tuple[float, float]:
 
 
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A line a group: mean accuracy and MCC over seeds, each with its 95 % interval, the yardsticks, cost.
+    """A line a group: mean accuracy, macro-F1 and MCC over seeds, each with its 95 % interval, the yardsticks, cost.
 
     The yardsticks are the constant prediction's accuracy and, where the trials have it, what the untrained model gives.
     """
@@ -40,9 +40,12 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
+        f1_low, f1_high = accuracy_interval(group["macro_f1"])
         mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
         return pd.Series({
             "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(), **group[known].mean(),
+            "uneven": bool(group["uneven"].eq(True).any()) if "uneven" in group else False, "macro-F1": group["macro_f1"].mean(), "f1 low": f1_low,
+            "f1 high": f1_high, "constant f1": group["constant_macro_f1"].mean() if "constant_macro_f1" in group else np.nan,
             "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
             "one label": group["commonest_prediction"].mean(), "seconds": group["seconds"].mean(), "rows": group["n"].iloc[0],
         })
@@ -78,9 +81,13 @@ def verdict(row: pd.Series) -> str:
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
-    numbers = ["accuracy", "low", "high", "constant", "mcc", "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
+    numbers = ["accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "mcc", "mcc low", "mcc high",
+               "one label", "seconds", "trials", "distinct", "rows"]
     shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
+    if table["uneven"].any():
+        shown["macro-F1, % [95 % interval]"] = [percent(a) + ends(*few) for a, *few in table[["macro-F1", "f1 low", "f1 high"]].to_numpy(float)]
+        shown["constant's, %"] = table["constant f1"].map(percent)
     shown["accuracy, % [95 % interval]"] = [
         percent(a) + (ends(low, high) or " [no interval]")
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
@@ -113,6 +120,11 @@ def headline(trials: list[dict]) -> list[str]:
             f"no interval from {few}; the constant answer has {constant}"
         count = f"{int(row['trials'])} trial{'s' * (row['trials'] > 1)}, {row['seconds']:.0f} s each"
         where = "in domain" if row["domain"] == "in" else "out of domain"
+        if row["uneven"]:
+            first = f"**macro-F1 {100 * row['macro-F1']:.1f} %**{ends(row['f1 low'], row['f1 high'])} on {safe(row['set'])} ({where})"
+            lines.append(f"{first}, whose labels are uneven: the constant answer has {100 * row['constant f1']:.1f}; "
+                         f"accuracy {100 * row['accuracy']:.1f} %{measured}, the constant answer's {constant}, {count}")
+            continue
         lines.append(f"**{100 * row['accuracy']:.1f} %**{measured} on {safe(row['set'])} ({where}), {compared}, {count}")
     return lines
 

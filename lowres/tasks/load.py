@@ -80,6 +80,14 @@ class Task:
     notes: list[str] = field(default_factory=list)  # rows dropped and why, for the reader
     warnings: list[str] = field(default_factory=list)  # what was guessed of the files, and how their labels are spread
     checksums: dict[str, str] = field(default_factory=dict)  # what was read
+    unlabelled: pd.DataFrame | None = None  # text columns alone; the index is -1 - the row number
+
+    @property
+    def texts(self) -> pd.DataFrame:
+        """The text columns of the pool, then of rows without a label: what may be read where no label is."""
+        import pandas as pd
+
+        return pd.concat([part[self.file.text] for part in (self.pool, self.unlabelled) if part is not None])
 
     @property
     def labels(self) -> list[str]:
@@ -104,6 +112,8 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
             raise BadInput(f"{spec.name}: {set_name}: has no row")
     pool = _rows(spec, "pool", spec.pool, data_dir, task, read)
     task.pool = _cleaned(pool, task)
+    if spec.unlabelled:
+        task.unlabelled = _without_labels(spec, data_dir, task, read)
     for index, label in enumerate(spec.labels):
         if not (task.pool["label"] == index).any():
             raise BadInput(f"{spec.name}: pool: no row of the label {label!r} is there ({task.notes[-1].removeprefix('pool: ')})")
@@ -121,7 +131,7 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
 def data_checksums(spec: TaskFile, data_dir: str) -> dict[str, str]:
     """What identifies a folder's data: the checksums that the task file declares, else those of the files at hand."""
     found = {}
-    for source in (spec.pool, *spec.evaluation.values()):
+    for source in filter(None, (spec.pool, spec.unlabelled, *spec.evaluation.values())):
         owner = read_task(source.task) if getattr(source, "task", "") else spec
         place = owner.folder or data_dir
         for file in source.files if place and not owner.embedded else ():
@@ -169,6 +179,25 @@ def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Ta
         start += len(table.frame)
         task.warnings += [note for note in table.notes if note not in task.warnings]
     return pd.concat(parts)
+
+
+def _without_labels(spec: TaskFile, data_dir: str, task: Task, read: Callable[..., Table]) -> pd.DataFrame:
+    """The texts of the rows that are read without a label, but for those that are empty or stand in the pool or an evaluation set."""
+    import pandas as pd
+
+    parts, start = [], 0
+    for table in _tables(spec, "unlabelled", spec.unlabelled, data_dir, task, read):
+        part = pd.DataFrame({name: table.text(column).fillna("") for name, column in spec.columns.items()})
+        if spec.unlabelled.part:
+            part = part.loc[part.index.isin(_of_part(spec, spec.unlabelled.part, table, read))]
+        parts.append(part.set_axis(-1 - (part.index + start)))
+        start += len(table.frame)
+    rows = pd.concat(parts)
+    key = text_key(rows, spec.text, alike=True)
+    known = {found for part in (task.pool, *task.evaluation.values()) for found in text_key(part, spec.text, alike=True)}
+    kept = ~(rows.apply(lambda column: column.str.strip() == "").any(axis=1) | key.isin(known) | key.duplicated())
+    task.notes.append(f"unlabelled: {kept.sum():,} of {len(rows):,} texts; the others are empty, repeats, or in the pool or an evaluation set")
+    return rows[kept]
 
 
 def _of_part(spec: TaskFile, name: str, table: Table, read: Callable[..., Table]) -> set[int]:

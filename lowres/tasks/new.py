@@ -22,6 +22,8 @@ MOST_LABELS = 150
 SHARE = 0.3  # of the rows are kept for the test
 MOST_TESTED = 2000
 SHOTS = (16, 8, 4, 2)
+UNLABELLED = "unlabelled"  # the part of rows without a label
+MOST_BEHIND = 20  # tokens of label words that are read behind each text, beside the first of each
 WORDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -36,10 +38,10 @@ class New:
 
 
 def new(name: str, file: str, text: Sequence[str] = (), label: str = "", source: str = "", held_out: Sequence[str] = (), elsewhere: str = "",
-        one_token: Callable[[str], bool] = lambda word: True) -> tuple[list[Path], list[str]]:
+        tokens_of: Callable[[str], list[int]] = lambda word: [word]) -> tuple[list[Path], list[str]]:
     """Writes parameters/tasks/NAME.yaml, NAME.split.csv beside it, and parameters/studies/NAME.yaml. Returns these, and what was found and guessed.
 
-    `one_token`: whether a model reads a word as one token. Raises BadInput; then nothing is written.
+    `tokens_of`: what a model reads a word as. Raises BadInput; then nothing is written.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise BadInput(f"new: {name!r}: a name of letters, digits, '_' and '-' is wanted: it becomes a file's")
@@ -50,10 +52,11 @@ def new(name: str, file: str, text: Sequence[str] = (), label: str = "", source:
     paths = [located(one) for one in filter(None, (file, elsewhere))]
     if missing := next((path for path in paths if not path.is_file()), None):
         raise BadInput(f"{shown(missing)}: there is no such file")
-    made = _made(name, paths, tuple(text), label, source, tuple(held_out), one_token)
+    made = _made(name, paths, tuple(text), label, source, tuple(held_out), tokens_of)
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     made.task["folder"] = os.path.relpath(folder, tasks)
-    made.task["pool"]["file"] = str(paths[0].relative_to(folder))
+    for source in ("pool", "unlabelled") if "unlabelled" in made.task else ("pool",):
+        made.task[source]["file"] = str(paths[0].relative_to(folder))
     for rows in made.task["evaluation"].values():
         rows["file"] = str(paths[rows.pop("path", 0)].relative_to(folder))
     for place, content in zip(places, (_as_yaml(made.task), made.split.to_csv(index=False), _as_yaml(made.study))):
@@ -61,7 +64,7 @@ def new(name: str, file: str, text: Sequence[str] = (), label: str = "", source:
     return places, made.said
 
 
-def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, held_out: tuple, one_token: Callable[[str], bool]) -> New:
+def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, held_out: tuple, tokens_of: Callable[[str], list[int]]) -> New:
     table = read_table(paths[0], [*text, *filter(None, [label, source])])
     label = label or _guess_label(table)
     text = text or (_guess_text(table, label),)
@@ -76,22 +79,22 @@ def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, he
     said = [f"{len(table.frame):,} rows; text: {', '.join(text)}; label: {label}, {len(counts)} of them: "
             + ", ".join(f"{value} {count:,}" for value, count in counts.head(8).items()) + (" …" if len(counts) > 8 else ""), *table.notes]
     if unlabelled := int((labels == "").sum()):
-        said.append(f"{unlabelled:,} rows have no label, and are left out")
+        said.append(f"{unlabelled:,} rows have no label: their texts may be read by adaptive (adapt: corpus) and distillation (inputs: pool)")
     parts, more = _parted(texts, labels, table, source, held_out)
     names = [str(value) for value in counts.index]
-    words, fits = _words(names, one_token)
+    words, fits = _words(names, tokens_of)
     evaluation = {"test": {"domain": "in", "part": "test"}, **{_plain(value): {"domain": "out", "part": value} for value in held_out}}
     if len(paths) > 1:
         evaluation["elsewhere"] = {"domain": "out", "path": 1}
     head = " ".join(f"{{{column}}}" for column in text)
     task = {"name": name, "version": 1, "description": f"{label} of {', '.join(text)}", "show_rows": False, "folder": "",
             "split": f"{name}.split.csv", "text": list(text), "label": label, "labels": names,
-            **({"relabel": {"": None}} if unlabelled else {}), "pool": {"part": "pool"}, "evaluation": evaluation,
+            **({"relabel": {"": None}, "unlabelled": {"part": UNLABELLED}} if unlabelled else {}), "pool": {"part": "pool"}, "evaluation": evaluation,
             "patterns": {"label": f"{head}\n{label.capitalize()}:", "plain": head, "it_was": f"{head} It was"},
             "label_words": {"names" if fits else "letters": dict(zip(names, words))}}
     shown_words = ", ".join(f"{value} →{word!r}" for value, word in list(zip(names, words))[:6]) + (" …" if len(names) > 6 else "")
     said += [*more, f"label words: {shown_words}"
-             + ("" if fits else " (arbitrary, since a label's name is several tokens: better ones of one token each may be written into the file)")]
+             + ("" if fits else " (arbitrary, since the labels' names are too many tokens: better words may be written into the file)")]
     rarest = int(labels[parts == "pool"].value_counts().min())
     shots = next((count for count in SHOTS if count <= rarest), None)
     if shots is None or counts.iloc[-1] < 3:
@@ -119,7 +122,7 @@ def _guess_text(table: Table, label: str) -> str:
 
 
 def _parted(texts: pd.DataFrame, labels: pd.Series, table: Table, source: str, held_out: tuple) -> tuple[pd.Series, list[str]]:
-    """Each row's part: pool, test, or the source that is held out; '' without a label. The same text is never on both sides."""
+    """Each row's part: pool, test, the source that is held out, or unlabelled; '' for none. The same text is never on both sides."""
     key, parts = text_key(texts.fillna(""), list(texts), alike=True), pd.Series("", index=labels.index)
     sources = table.text(source).fillna("") if source else pd.Series("", index=labels.index)
     if unknown := [value for value in held_out if value not in set(sources)]:
@@ -134,6 +137,7 @@ def _parted(texts: pd.DataFrame, labels: pd.Series, table: Table, source: str, h
         parts[rows.index] = np.where(key[rows.index].isin(tested), "test", "pool")
     both = set(key[parts == "test"])  # one text under two labels
     parts[(parts == "pool") & key.isin(both)] = ""
+    parts[labels == ""] = UNLABELLED
     sizes = ", ".join(f"{part} {count:,}" for part, count in parts[parts != ""].value_counts(sort=False).items())
     said = [f"{sizes} rows, parted once, by label, with seed 0"]
     if repeated := int(key[labels != ""].duplicated().sum()):
@@ -141,18 +145,21 @@ def _parted(texts: pd.DataFrame, labels: pd.Series, table: Table, source: str, h
     return parts, said
 
 
-def _words(names: list[str], one_token: Callable[[str], bool]) -> tuple[list[str], bool]:
-    """A word for each label: its own name where that is one token (with a space in front, small or as it is); else a letter each, or a number."""
-    found: list[str] = []
+def _words(names: list[str], tokens_of: Callable[[str], list[int]]) -> tuple[list[str], bool]:
+    """A word for each label: its own name (with a space in front, small or as it is, in the fewest tokens), unless these are so many that reading
+    them takes longer than the text; then a letter each, or two."""
+    found: dict[tuple[int, ...], str] = {}
     for name in names:
         own = re.sub(r"[_\W]+", " ", name).strip()
-        for word in (f" {own}", f" {own.lower()}", f" {own.capitalize()}"):
-            if own and word not in found and one_token(word):
-                found.append(word)
-                break
-    if len(found) == len(names):
-        return found, True
-    letters = [word for word in [f" {letter}" for letter in WORDS] + [f" {a}{b}" for a in WORDS for b in WORDS.lower()] if one_token(word)]
+        forms = [(tuple(tokens_of(word)), word) for word in (f" {own}", f" {own.lower()}", f" {own.capitalize()}") if own]
+        apart = [(ids, word) for ids, word in forms if all(ids[:len(other)] != other[:len(ids)] for other in found)]
+        if apart:
+            ids, word = min(apart, key=lambda form: len(form[0]))
+            found[ids] = word
+    if len(found) == len(names) and sum(len(ids) - 1 for ids in found) <= MOST_BEHIND:
+        return list(found.values()), True
+    pairs = [f" {letter}" for letter in WORDS] + [f" {a}{b}" for a in WORDS for b in WORDS.lower()]
+    letters = [word for word in pairs if len(tokens_of(word)) == 1]
     if len(letters) < len(names):
         raise BadInput(f"new: for {len(names)} labels there are only {len(letters)} letters and pairs of one token: write label_words by hand")
     return letters[: len(names)], False

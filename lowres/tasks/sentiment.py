@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from lowres.files import BadInput, shown
+from lowres.files import BadInput, shown, whole_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,22 +54,20 @@ def sets() -> dict[str, pd.DataFrame]:
 
 def prepare() -> Path:
     """Gets the archive and keeps its clear sentences as tab-separated files, whole or not at all. Raises BadInput."""
+    from filelock import FileLock
+
     place = folder()
     if place.is_dir():
         return place
     sets = split(read_archive(fetched()))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=place.parent, prefix=".sentiment-"))
-        try:
-            for name, rows in sets.items():
-                lines = ["\t".join(COLUMNS), *("\t".join(row) for row in rows)]
-                (made / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            made.chmod(0o755)
+        with FileLock(f"{place}.lock"):
             if not place.is_dir():  # another process may have been quicker
-                made.rename(place)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+                with whole_folder(place) as made:
+                    for name, rows in sets.items():
+                        lines = ["\t".join(COLUMNS), *("\t".join(row) for row in rows)]
+                        (made / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{shown(place)}: the sentences of 'sentiment' cannot be kept there: {error.strerror}") from None
     return place

@@ -8,6 +8,7 @@ checksum goes into the record, so that equal trials are seen.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,19 +37,19 @@ class Streams:
         self.teacher = int(teacher.generate_state(1)[0])  # as coded, a teacher has new weights, too
 
 
-def draw(pool: pd.DataFrame, shots: int, seed: int) -> pd.DataFrame:
+def draw(pool: pd.DataFrame, shots: int, seed: int, uneven: bool = False) -> pd.DataFrame:
     """`shots` examples of each label from the pool, alternating labels: a frame of (shots * labels) rows.
 
     Depends on the seed and the pool alone, so every method sees the same examples. Draws are nested: those of 2 shots
-    are the first of those of 16. Raises BadInput if a label has too few examples.
+    are the first of those of 16. Raises BadInput if a label has too few examples, unless `uneven`: then it gives what it has.
     """
     stream = Streams(seed).shots
     drawn = []
     for label, rows in sorted(pool.groupby("label").indices.items()):
-        if len(rows) < shots:
+        if len(rows) < shots and not uneven:
             raise BadInput(f"shots: {shots} is more than the {len(rows)} examples that the pool has of label {label}")
         drawn.append(stream.permutation(rows)[:shots])
-    return pool.iloc[np.stack(drawn, axis=1).ravel()]
+    return pool.iloc[[row for each in itertools.zip_longest(*drawn) for row in each if row is not None]]
 
 
 def fewest(pool: pd.DataFrame) -> int:

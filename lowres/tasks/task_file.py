@@ -82,6 +82,7 @@ class TaskFile(BaseModel):
     labels: list[str] = Field(min_length=2)  # in the order of their indices
     relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop the row
     pool: Source
+    unlabelled: Source | None = None  # more rows like the pool's, of which only the texts are read
     evaluation: dict[str, EvaluationSet] = Field(min_length=1)
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
@@ -114,7 +115,7 @@ class TaskFile(BaseModel):
                     raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
             for column in set(self.text) - set(columns):
                 raise ValueError(f"patterns.{name}: {pattern!r} has no place for the text column {column!r}")
-        parted = [source for source in (self.pool, *self.evaluation.values()) if source.part]
+        parted = [source for source in (self.pool, self.unlabelled, *self.evaluation.values()) if source and source.part]
         if bool(parted) != bool(self.split):
             raise ValueError("split: a file of rows and parts goes with `part` in a source, and the other way round")
         if "plain" not in self.patterns:

@@ -90,7 +90,7 @@ def throughput(folder: Path, runs: int, start: float) -> None:
     watch = threading.Thread(target=lambda: [memory.append(psutil.Process().memory_info().rss / 1e6) for _ in iter(lambda: done.wait(1), True)])
     watch.start()
     begun = time.monotonic()
-    run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks), workers=2, tell=lambda line: None)
+    run_study(study, all_statuses(study), list(study.runs), Options(notebooks=notebooks, workers=2), tell=lambda line: None)
     wall = time.monotonic() - begun
     done.set()
     watch.join()

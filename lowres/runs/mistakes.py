@@ -1,0 +1,80 @@
+"""Which rows trials get wrong, and which label they take for which. What every draw of the examples gets wrong is hard, or wrongly labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from lowres.files import BadInput
+from lowres.runs import records
+from lowres.runs.study import Run
+from lowres.tasks.load import Task, load_task
+from lowres.tasks.task_file import read_task
+
+
+def mistakes(runs: Iterable[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
+    """Of runs with their trials: a line a run, set and row that some trial got wrong, those that most got wrong and were surest of first.
+
+    `wrong`: in how many of the `trials`; `confidence`: what these gave their wrong label, on average. Texts stand there where the task may show
+    its rows and they are at hand.
+    """
+    parts = []
+    for run, trials in runs:
+        p, seeds = run.parameters, [trial["seed"] for trial in trials]
+        table = records.read_predictions(run.folder) if trials else pd.DataFrame()
+        if len(table) and len(lines := wrong_rows(table[table["trial"].isin(seeds)], read_task(p.task).labels)):
+            asked = {"method": run.method, "variant": run.variant, "task": Path(p.task).stem, "shots": p.shots}
+            parts.append(_with_texts(lines.assign(**asked)[[*asked, *lines]], p))
+    return in_order(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
+
+
+def wrong_rows(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """The same of one run's predictions (`evaluation.predictions`); `predicted` is the label that most of its wrong trials gave."""
+    trials = predictions["trial"].nunique()
+    sure = softmax(predictions[[f"logit_{label}" for label in labels]].to_numpy(float), axis=1).max(axis=1)
+    wrong = predictions.assign(sure=sure)[predictions["label"] != predictions["prediction"]]
+    each = wrong.groupby(["set", "row", "label", "prediction"], sort=False)["sure"].agg(["size", "sum"]).reset_index()
+    each = each.sort_values("size", ascending=False, kind="stable")
+    found = each.groupby(["set", "row", "label"], sort=False).agg(prediction=("prediction", "first"), wrong=("size", "sum"), sure=("sum", "sum"))
+    found = found.reset_index()
+    names = np.array(labels, dtype=object)
+    return in_order(pd.DataFrame({
+        "set": found["set"], "row": found["row"], "label": names[found["label"]], "predicted": names[found["prediction"]], "wrong": found["wrong"],
+        "trials": trials, "confidence": (found["sure"] / found["wrong"]).round(3),
+    }))
+
+
+def in_order(lines: pd.DataFrame) -> pd.DataFrame:
+    share = lines["wrong"] / lines["trials"]
+    return lines.assign(share=share).sort_values(["share", "confidence"], ascending=False, kind="stable").drop(columns="share")
+
+
+def confusions(predictions: pd.DataFrame, labels: list[str], most: int = 10) -> pd.DataFrame:
+    """The commonest ones: a line a set, label and another that it is taken for, with the share of the label's answers, over all trials."""
+    counts = predictions.groupby(["set", "label", "prediction"], sort=False).size().rename("answers").reset_index()
+    counts["share"] = counts["answers"] / counts.groupby(["set", "label"])["answers"].transform("sum")
+    wrong = counts[counts["label"] != counts["prediction"]].sort_values(["answers", "share"], ascending=False, kind="stable").head(most)
+    names = np.array(labels, dtype=object)
+    return pd.DataFrame({"set": wrong["set"], "label": names[wrong["label"]], "taken for": names[wrong["prediction"]], "answers": wrong["answers"],
+                         "of the label's, %": (100 * wrong["share"]).round(1)})
+
+
+def with_texts(lines: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """With a column for each text, where the task may show its rows."""
+    columns = task.file.text if task.file.show_rows else []
+    texts = {column: [task.evaluation[name][column].get(row, "") for name, row in zip(lines["set"], lines["row"])] for column in columns}
+    return lines.assign(**texts)
+
+
+def _with_texts(lines: pd.DataFrame, p) -> pd.DataFrame:
+    if not read_task(p.task).show_rows:
+        return lines
+    try:
+        return with_texts(lines, load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate))
+    except BadInput:  # the rows are not at hand
+        return lines
