@@ -15,12 +15,22 @@ from lowres.runs.command import INTERRUPTED, expected_of_the_unknown, run_comman
 from lowres.runs.status import all_statuses
 from lowres.runs.study import Run, Study, read_study, select
 
+
+def _from_here(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """A path as it was typed, seen from the current folder, unless only the project has it; a default is the project's, and a name stays a name."""
+    if not value or context.get_parameter_source(parameter.name).name == "DEFAULT" or (parameter.name == "study" and not value.endswith(FILES)):
+        return value
+    here = Path(value).expanduser().absolute()
+    return value if here == located(value) or (located(value).exists() and not here.exists()) else str(here)
+
+
+FILES = (".yaml", ".yml")
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-StudyName = Annotated[str, typer.Argument(help="a file of parameters/studies by its name, or by its path")]
-Outputs = Annotated[str, typer.Option(help="folder for all studies' results")]
+StudyName = Annotated[str, typer.Argument(callback=_from_here, help="a file of parameters/studies by its name, or by its path")]
+Outputs = Annotated[str, typer.Option(callback=_from_here, help="folder for all studies' results")]
 Workers = Annotated[int | None, typer.Option(min=1, help="runs at a time, the cores split evenly (default: one a core, as memory allows)")]
 Only = Annotated[str, typer.Option(help="a part of the study: method=lora,task=cola,shots=16")]
-DataDir = Annotated[Optional[str], typer.Option(help="folder with the tasks' files, instead of the hub")]  # noqa: UP045
+DataDir = Annotated[Optional[str], typer.Option(callback=_from_here, help="folder with the tasks' files, instead of the hub")]  # noqa: UP045
 
 
 def _version(asked: bool) -> None:
@@ -115,12 +125,12 @@ def status(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="what the task, and the study of it, will be called")],
-    file: Annotated[str, typer.Argument(help="labelled rows: .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx")],
+    file: Annotated[str, typer.Argument(callback=_from_here, help="labelled rows: .csv, .tsv, .txt, .jsonl, .json, .parquet or .xlsx")],
     text: Annotated[list[str] | None, typer.Option(help="a column with text (may be given twice)")] = None,
     label: Annotated[str, typer.Option(help="the column with the label")] = "",
     source: Annotated[str, typer.Option(help="a column that says where a row comes from")] = "",
     held_out: Annotated[list[str] | None, typer.Option(help="a value of --source that is only predicted, out of domain (may be given twice)")] = None,
-    elsewhere: Annotated[str, typer.Option(help="a file of rows from somewhere else, with the same columns, for out of domain")] = "",
+    elsewhere: Annotated[str, typer.Option(callback=_from_here, help="a file of rows from somewhere else, same columns, for out of domain")] = "",
 ) -> None:
     """Makes a task and a study of it out of one file of labelled rows, and says what was found and guessed. The file stays as it is."""
     from lowres.runs.checks import tokens_of
@@ -133,11 +143,14 @@ def new(
 
 
 @app.command()
-def check(file: Annotated[str, typer.Argument(help="a study, task or method file, by path or by a study's name")], data_dir: DataDir = None) -> None:
+def check(
+    study: Annotated[str, typer.Argument(metavar="FILE", callback=_from_here, help="a study, task or method, by its file's path or by its name")],
+    data_dir: DataDir = None,
+) -> None:
     """Checks a file, and all that it asks for, without loading a model or writing anything."""
     from lowres.runs.checks import check_file
 
-    print(check_file(file, data_dir))
+    print(check_file(study, data_dir))
 
 
 @app.command()
@@ -165,7 +178,7 @@ def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
 def wrong(
     study: StudyName, only: Only = "", data_dir: DataDir = None, outputs: Outputs = "outputs",
     most: Annotated[int, typer.Option(min=1, help="how many are printed")] = 10,
-    out: Annotated[str, typer.Option(help="a .csv for all of them (default: the study's wrong.csv)")] = "",
+    out: Annotated[str, typer.Option(callback=_from_here, help="a .csv for all of them (default: the study's wrong.csv)")] = "",
 ) -> None:
     """Which rows are predicted wrongly: first those that most draws of the examples get wrong, and are surest of. Look there for wrong labels."""
     from lowres.analysis.collect import collect_study
@@ -189,7 +202,7 @@ def wrong(
 def keep(
     study: StudyName, only: Only = "", data_dir: DataDir = None, outputs: Outputs = "outputs",
     seed: Annotated[int | None, typer.Option(help="the draw of examples (default: the study's first)")] = None,
-    folder: Annotated[str, typer.Option(help="where it goes (default: the study's kept/)")] = "",
+    folder: Annotated[str, typer.Option(callback=_from_here, help="where it goes (default: the study's kept/)")] = "",
     all_rows: Annotated[bool, typer.Option("--all-rows", help="train on every labelled row of the pool instead of one draw")] = False,
 ) -> None:
     """Trains one of a study's trials once more and keeps the model, as a folder that plain transformers loads. Unless --only names a run, the one
@@ -220,8 +233,9 @@ def _best(study: Study) -> Run:
 
 @app.command()
 def predict(
-    folder: Annotated[str, typer.Argument(help="one that `lowres keep` made")], file: Annotated[str, typer.Argument(help="rows to label")],
-    out: Annotated[str, typer.Option(help="a .csv, .tsv or .jsonl (default: beside the file)")] = "",
+    folder: Annotated[str, typer.Argument(callback=_from_here, help="one that `lowres keep` made")],
+    file: Annotated[str, typer.Argument(callback=_from_here, help="rows to label")],
+    out: Annotated[str, typer.Option(callback=_from_here, help="a .csv, .tsv or .jsonl (default: beside the file)")] = "",
 ) -> None:
     """Labels a file's rows by a kept model: the same rows and columns, then the label, a probability for each, a note on what was not read."""
     from lowres.runs.keep import predict_file
@@ -247,11 +261,11 @@ def prepare() -> None:
 
 
 @app.command()
-def convert(model: str, folder: Path) -> None:
+def convert(model: str, folder: Annotated[str, typer.Argument(callback=_from_here)]) -> None:
     """Turns a hub model's pickled weights into a checked folder of safetensors, once, for a model that has no others."""
     from lowres.models.weights import convert
 
-    convert(model, located(str(folder)))
+    convert(model, located(folder))
 
 
 def main() -> None:
@@ -259,6 +273,9 @@ def main() -> None:
         app()
     except BadInput as error:
         print(f"lowres: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that cannot be read or written, a file in a folder's place, a full disk
+        print(f"lowres: {shown(error.filename) if error.filename else 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

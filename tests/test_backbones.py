@@ -186,3 +186,12 @@ def test_the_embedded_model_loads_where_products_may_round():
 def test_the_embedded_model_has_the_published_shape():
     config = json.loads((resolve(EMBEDDED) / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]) == (30, 576, 49152)
+
+
+def test_a_tokenizer_that_puts_something_behind_a_text_alone_has_no_prefix_of_its_own(tiny_llama):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_backbone(tiny_llama).tokenizer
+    separator = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    assert tokenizer("x")["input_ids"][-1] == 2 and prefix_tokens(tokenizer) == separator

@@ -91,8 +91,8 @@ def test_label_words_that_are_not_told_apart_are_refused_and_what_several_tokens
     task["folder"] = str(ROOT / GRAMMAR.removesuffix(".yaml"))
     for words, code, told in ((" unacceptable", 0, "more tokens are read behind each text"), (" acceptable indeed", 2, "cannot be told apart")):
         task["label_words"] = {"long": {"acceptable": " acceptable", "unacceptable": words}}
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
-        study = write_study(vary={"task": [str(tmp_path / "mine.yaml")]})
+        (tmp_path / f"mine{code}.yaml").write_text(yaml.safe_dump(task))
+        study = write_study(vary={"task": [str(tmp_path / f"mine{code}.yaml")]})
         before = sorted(tmp_path.rglob("*"))
         said = lowres("check", study, code=code)
         assert told in said and "label_words" in said and sorted(tmp_path.rglob("*")) == before
@@ -169,3 +169,24 @@ def test_the_version_is_told():
 def test_status_and_help_wait_for_neither_papermill_nor_jupyter_nor_pandas():
     code = "import sys, lowres.__main__; print({'papermill', 'nbformat', 'jupyter_client', 'pandas', 'torch', 'distributed'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "set()\n"
+
+
+def test_a_path_is_seen_from_the_current_folder_and_a_name_is_the_projects(lowres, write_study, tmp_path, monkeypatch):
+    write_study()
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "2 runs, 2 trials: nothing is wrong with it" in lowres("check", "tiny.yaml")
+    assert "done" in lowres("status", "real_all"), "the project's outputs, though there is a folder of that name here"
+    assert "2 missing" in lowres("status", "tiny.yaml", "--outputs", "outputs") and not list((tmp_path / "outputs").iterdir())
+    assert "pool" in lowres("check", "sentiment") or "not here yet" in lowres("check", "sentiment")
+    assert "the parameters of pbft: nothing is wrong" in lowres("check", "pbft")
+
+
+def test_a_folder_that_cannot_be_written_or_read_is_one_sentence(lowres, write_study, tmp_path):
+    study = write_study()
+    (tmp_path / "outputs").write_text("a file")
+    said = lowres("run", study, "--outputs", str(tmp_path / "outputs"), code=2)
+    assert said.startswith("lowres: --outputs: ") and "outputs: is a file, and a folder is wanted" in said and said.count("\n") == 1
+    (tmp_path / "tiny.yaml").unlink()
+    (tmp_path / "tiny.yaml").mkdir()
+    assert lowres("run", study, code=2).endswith("tiny.yaml: Is a directory\n")

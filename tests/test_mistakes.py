@@ -47,3 +47,11 @@ def test_confusions_name_the_label_that_is_taken_for_another_and_how_often_the_c
     rows = pd.DataFrame({"set": "a", "row": range(8), "label": [0, 0, 0, 0, 1, 1, 2, 2], "prediction": [1, 1, 1, 0, 2, 1, 2, 2], "trial": 0})
     found = mistakes.confusions(rows, ["x", "y", "z"])
     assert found.to_numpy().tolist() == [["a", "x", "y", 3, 75.0], ["a", "y", "z", 1, 50.0]]
+
+
+def test_the_hardest_rows_are_counted_over_all_runs(found):
+    lines = mistakes.mistakes(found.runs)
+    twice = pd.concat([lines, lines.head(1).assign(method="pbft")])
+    hardest = mistakes.hardest(twice, [*found.runs, *found.runs])
+    assert hardest[["row", "wrong", "trials"]].to_numpy().tolist() == [[ROWS[0], 6, 6], [ROWS[2], 1, 6], [ROWS[1], 1, 6]]
+    assert "sentence" in hardest and set(hardest["confidence"]) == {0.75}

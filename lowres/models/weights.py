@@ -132,9 +132,10 @@ def load_tokenizer(folder: Path):
 def prefix_tokens(tokenizer) -> list[int]:
     """What stands in front of a text: what the tokenizer itself adds (OPT: `</s>`); where it adds nothing, the separator
     of pretraining documents if there is one (SmolLM2: perplexity 28.8 with `<|endoftext|>`, 34.6 with nothing)."""
-    added = tokenizer("")["input_ids"]
-    if added:
-        return added[:1]
+    text = tokenizer("x", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("x")["input_ids"]
+    if whole[:len(text)] != text:  # else it adds nothing, or something behind a text
+        return whole[:1]
     separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     return [] if separator is None or tokenizer.convert_ids_to_tokens(separator) != "<|endoftext|>" else [separator]
 

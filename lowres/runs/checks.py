@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
-from lowres.files import BadInput, located, read_yaml, shown
+from lowres.files import ROOT, BadInput, located, read_yaml, shown
 from lowres.methods.distillation import drawn_from_pool, prepare
 from lowres.methods.prompts import SEPARATOR, demonstrated, instruction, longest, without_prefix
 from lowres.models import identity
@@ -156,8 +156,8 @@ def several_tokens(tokenizer, words: list[str], score: str, where: str) -> list[
 
 def check_file(name: str, data_dir: str | None) -> str:
     """Says in a line what a good file holds. Raises BadInput for a bad one."""
-    path = located(name)
-    content = read_yaml(path) if name.endswith((".yaml", ".yml")) else {"methods": []}
+    path = _of_that_name(name)
+    content = read_yaml(path) if path else {"methods": []}
     if "methods" in content:
         study = read_study(name, data_dir)
         warnings = "".join(f"\n{warning}" for warning in check_study(study))
@@ -167,6 +167,14 @@ def check_file(name: str, data_dir: str | None) -> str:
     parameters = validated(path.stem, content, shown(path))
     check_parameters([(path.stem, parameters)])
     return f"{shown(path)}: the parameters of {path.stem}: nothing is wrong with them"
+
+
+def _of_that_name(name: str) -> Path | None:
+    """The file of a study, task or method; None for a name that none has, which is then taken for a study's."""
+    if name.endswith((".yaml", ".yml")):
+        return located(name)
+    places = [ROOT / "parameters" / kind / f"{name}.yaml" for kind in ("studies", "tasks", "methods")]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _of_words(spec: TaskFile) -> list[str]:

@@ -33,6 +33,20 @@ def mistakes(runs: Iterable[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     return in_order(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
 
 
+def hardest(lines: pd.DataFrame, runs: Iterable[tuple[Run, list[dict[str, Any]]]], most: int = 10) -> pd.DataFrame:
+    """Of `mistakes`: the rows that the most trials of all runs get wrong, a line a row."""
+    if not len(lines):
+        return lines
+    total = pd.DataFrame([(Path(run.parameters.task).stem, len(found)) for run, found in runs], columns=["task", "n"]).groupby("task")["n"].sum()
+    weighted = lines.assign(sure=lines["confidence"] * lines["wrong"])
+    texts = list(lines.columns[list(lines.columns).index("confidence") + 1:])
+    kept = {name: (name, "first") for name in ("predicted", *texts)}
+    found = weighted.sort_values("wrong", ascending=False, kind="stable").groupby(["task", "set", "row", "label"], sort=False).agg(
+        **kept, wrong=("wrong", "sum"), sure=("sure", "sum")).reset_index()
+    found = found.assign(trials=found["task"].map(total), confidence=(found.pop("sure") / found["wrong"]).round(2))
+    return in_order(found)[["task", "set", "row", "label", "predicted", "wrong", "trials", "confidence", *texts]].head(most)
+
+
 def wrong_rows(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     """The same of one run's predictions (`evaluation.predictions`); `predicted` is the label that most of its wrong trials gave."""
     trials = predictions["trial"].nunique()

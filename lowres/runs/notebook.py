@@ -86,6 +86,8 @@ class Run:
             self.trials.append(result)
             scores = ", ".join(f"{name} {scores['accuracy']:.3f}" for name, scores in result["sets"].items())
             print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s{', read back' if found else ''})", flush=True)
+            if cut := result["cut"]["training"]:
+                print(f"seed {seed}: {cut} training texts are longer than max_length and were cut")
             self.answer.show(self)
         return self.trials
 

@@ -91,6 +91,8 @@ def read_study(name: str, data_dir: str | None = None, outputs: str = "outputs")
     file = checked(StudyFile, read_yaml(path), shown(path))
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", path.stem) or path.stem.startswith("."):
         raise BadInput(f"{shown(path)}: the file's name {path.stem!r} becomes a folder's: letters, digits, '_', '-' and '.' only")
+    if located(outputs).exists() and not located(outputs).is_dir():
+        raise BadInput(f"--outputs: {shown(located(outputs))}: is a file, and a folder is wanted")
     runs = [run for entry in file.methods for run in _expanded(path, file, entry, data_dir, located(outputs) / path.stem)]
     if twice := next((name for name, count in Counter(run.name for run in runs).items() if count > 1), None):
         raise BadInput(f"{shown(path)}: methods: two runs would share the folder {twice}: let `vary` or `set` tell them apart")
