@@ -1,4 +1,4 @@
-"""The command line: lowres new NAME FILE; run, status, check, analyse, publish, wrong, keep STUDY; predict FOLDER FILE; prepare; convert MODEL."""
+"""The command line: lowres new NAME FILE; run, status, check, analyse, publish, rates, wrong, keep STUDY; predict FOLDER FILE; prepare; convert."""
 
 from __future__ import annotations
 
@@ -172,6 +172,20 @@ def publish(study: StudyName, outputs: Outputs = "outputs") -> None:
     for sentence in left_out:
         print(f"not in the site's answer: {sentence}")
     print(f"read it in a browser: {shown(index)}")
+
+
+@app.command()
+def rates(study: StudyName, outputs: Outputs = "outputs") -> None:
+    """Which learning rate a study's trials recommend for each method, model and number of shots: the best on all of its tasks but one, and on all."""
+    from lowres.analysis.collect import collect_study
+    from lowres.analysis.rates import from_other_tasks, rated
+
+    found = from_other_tasks(rated(collect_study(read_study(study, outputs=outputs)).trials))
+    if not len(found):
+        raise BadInput(f"{study}: no method has trials at several learning rates on several tasks")
+    for line in found.itertuples():
+        whom = f"{f'{line.method} {line.setting}'.strip()}, {line.model}, {line.shots} shots"
+        print(f"{whom}, {f'for {line.task}' if line.task else 'for any other task'}: {line.learning_rate:g} (of {line.tasks} tasks' {line.rates})")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from lowres.files import ROOT, BadInput, checked, near, read_yaml, shown
 
@@ -16,6 +16,7 @@ Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
 WordScore = Literal["sum", "mean", "first"]
 ClassWeights = Literal["none", "balanced"]
+CHOOSABLE = ("learning_rate", "epochs", "pattern", "label_words")
 Head = Literal["verbalizer", "classifier"]
 # PEFT's types that are known to work here (a test tries each), and BITFIT, which is none of PEFT's. Left out are those that want
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
@@ -77,6 +78,23 @@ class Trained(Parameters):
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     class_weights: ClassWeights = Field("none", description="balanced: of uneven shots each class counts as much as the others")
+    choose: dict[str, list[Any]] = Field({}, description="values of which the shots choose, for learning_rate, epochs, pattern or label_words")
+
+    @field_validator("choose")
+    @classmethod
+    def _can_be_chosen(cls, choose: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in choose.items():
+            if key not in CHOOSABLE or key not in cls.model_fields:
+                raise ValueError(f"{key!r} cannot be chosen{near(key, [name for name in CHOOSABLE if name in cls.model_fields])}")
+            if not values:
+                raise ValueError(f"{key}: at least one value is wanted")
+            kind = TypeAdapter(cls.model_fields[key].annotation, config=ConfigDict(strict=True))
+            for value in values:
+                try:
+                    kind.validate_python(value)
+                except ValidationError:
+                    raise ValueError(f"{key}: {value!r} is no value of it") from None
+        return choose
 
 
 class Vanilla(Trained):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, GPTNeoXC
 
 from lowres.files import BadInput
 from lowres.methods import layers_and_corpus
-from lowres.methods.choose_pattern import choose
+from lowres.methods.choose import pattern as choose
 from lowres.methods.layers_and_corpus import above_layers, frozen, layer_groups, text_loss, top_layers, train_on_corpus
 from lowres.methods.training import linear_schedule, steps, train, warmup_steps
 from lowres.models.backbone import layer_stack

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from lowres.files import BadInput
-from lowres.methods import choose_pattern
+from lowres.methods import choose
 from lowres.methods.evaluation import predict
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode, pack
@@ -131,7 +131,7 @@ def test_label_words_are_one_token_each_in_a_vocabulary_that_puts_a_space_in_fro
 def test_a_searched_word_is_written_so_that_it_means_its_token_in_either_kind_of_vocabulary(sentencepiece, tiny_llama):
     for tokenizer in (sentencepiece, load_backbone(tiny_llama).tokenizer):
         token = word_ids(tokenizer, [" Yes"])[0]
-        assert choose_pattern._is_word(tokenizer, token) and choose_pattern._word(tokenizer, token) == " Yes"
+        assert choose._is_word(tokenizer, token) and choose._word(tokenizer, token) == " Yes"
 
 
 def test_a_text_that_is_too_long_is_cut_in_its_longest_column_and_counted(backbone):

@@ -24,7 +24,7 @@ from lowres.methods.distillation import (
     with_rest,
 )
 from lowres.methods.evaluation import predict
-from lowres.methods.prompts import Context, predict_after, without_prefix
+from lowres.methods.in_context import Context, predict_after, without_prefix
 from lowres.methods.training import train
 from lowres.models.adapters import attach
 from lowres.models.backbone import load_backbone

@@ -9,17 +9,19 @@ from transformers import Gemma3TextConfig
 
 from lowres.files import BadInput
 from lowres.methods.evaluation import predict
-from lowres.methods.likelihood import check_likelihood, fit_threshold, token_log_probability
-from lowres.methods.prompts import (
+from lowres.methods.in_context import (
     CONTENT_FREE,
     SEPARATOR,
     Context,
     calibrated,
+    check_likelihood,
     content_free,
     demonstrated,
+    fit_threshold,
     instructed,
     instruction,
     predict_after,
+    token_log_probability,
     without_prefix,
 )
 from lowres.models.backbone import Backbone, load_backbone

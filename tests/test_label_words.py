@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from lowres.files import BadInput
-from lowres.methods import choose_pattern
+from lowres.methods import choose
 from lowres.methods.distillation import DistilledVerbalizer, prepare, targets
 from lowres.methods.evaluation import predict
+from lowres.methods.in_context import demonstrated, predict_after, without_prefix
 from lowres.methods.kept import check_can_be_kept
-from lowres.methods.prompts import demonstrated, predict_after, without_prefix
 from lowres.methods.training import train
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode
@@ -125,7 +125,7 @@ def test_a_teacher_answers_in_whole_words_and_a_student_learns_them(backbone, se
 def test_patterns_are_chosen_with_them_by_the_same_rule(backbone, several_task):
     p = Adaptive(shots=4, search_words=0)
     shots = draw(several_task.pool, 4, 0)
-    choice = choose_pattern.choose(backbone, several_task.file, shots, p, Streams(0))
+    choice = choose.pattern(backbone, several_task.file, shots, p, Streams(0))
     assert not choice.skipped and {c.label_words for c in choice.ranking} == {"several", "one"}
     here = next(c for c in choice.ranking if c.label_words == "several" and c.pattern == "it_was")
     free = encode(backbone, pd.DataFrame([{"sentence": "N/A", "label": 0}]), PATTERN, 64)

@@ -1,14 +1,24 @@
 """Choosing the pattern and the label words: scores held against transformers' own; what a choice sees, and when the default stays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import backbone_of
+from toys import GRAMMAR
 from transformers import AutoModelForCausalLM
 
-from lowres.methods.choose_pattern import choose, search, stratified_folds
+from lowres.files import BadInput
+from lowres.methods.choose import pattern as choose
+from lowres.methods.choose import search, settings, stratified_folds
+from lowres.methods.evaluation import predict
+from lowres.methods.training import Outcome, train
+from lowres.models.batches import encode
+from lowres.models.heads import Classifier
 from lowres.parameters import validated
+from lowres.runs.notebook import start
 from lowres.tasks.shots import Streams, draw
 
 
@@ -107,7 +117,7 @@ def test_the_choice_sees_the_shots_and_nothing_else(tiny_opt, task):
 def test_words_are_searched_without_the_fold_they_are_scored_on(tiny_opt, task, monkeypatch):
     backbone = backbone_of(tiny_opt)
     shots, seen = draw(task.pool, 8, 0), []
-    monkeypatch.setattr("lowres.methods.choose_pattern.search",
+    monkeypatch.setattr("lowres.methods.choose.search",
                         lambda log_probs, labels, *rest: seen.append(len(labels)) or search(log_probs, labels, *rest))
     choose(backbone, task.file, shots, parameters(tiny_opt), Streams(0))
     assert seen == [12, 12, 12, 12, 16] * 6  # four folds of 4 held out, then, for use, all; for each pattern
@@ -139,3 +149,108 @@ def test_words_that_the_tokenizer_cannot_say_are_left_out_and_told(tiny_opt, tas
     words = {**task.file.label_words, "long": {"unacceptable": " Yes yes", "acceptable": " Yes"}}
     choice = choose(backbone, task.file.model_copy(update={"label_words": words}), draw(task.pool, 2, 0), parameters(tiny_opt), Streams(0))
     assert "long" not in {c.label_words for c in choice.ranking} and "cannot be told apart" in choice.skipped[0]
+
+
+def fit_of(backbone, quality):
+    """A method whose training is told: a head that gives gold labels the log-odds `quality(p, shots)`."""
+    calls = []
+
+    class Told:
+        branches = ()
+
+        def __init__(self, odds):
+            self.odds = odds
+
+    def fit(shots, p, streams):
+        calls.append((p.learning_rate, tuple(shots.index)))
+        backbone.trained = Told(quality(p)), "{sentence} ?"
+        return backbone.trained[0], SimpleNamespace(tokens=10)
+
+    return fit, calls
+
+
+@pytest.fixture
+def told(monkeypatch, tiny_llama, task):
+    """Predictions that give the gold label what the head says, plus noise that all candidates share."""
+    noise = np.random.default_rng(0).normal(0, 0.05, len(task.pool))
+
+    def predict(backbone, head, sets):
+        labels = sets["held"].labels.numpy()
+        odds = head.odds + noise[: len(labels)]
+        return {"held": np.stack([np.where(labels == 0, odds, 0), np.where(labels == 1, odds, 0)], axis=1).astype(np.float32)}
+
+    monkeypatch.setattr("lowres.methods.choose.predict", predict)
+    return backbone_of(tiny_llama), task
+
+
+def asked(**given):
+    return validated("vanilla", {"choose": {"learning_rate": [1e-4, 1e-3]}, **given}, "test")
+
+
+def test_a_setting_that_the_held_out_halves_prefer_takes_the_defaults_place(told):
+    backbone, task = told
+    fit, calls = fit_of(backbone, lambda p: {1e-5: 0.5, 1e-4: 0.6, 1e-3: 2.0}[p.learning_rate])
+    choice, tokens = settings(backbone, fit, draw(task.pool, 8, 0), asked(), 0)
+    assert choice.chosen.settings == {"learning_rate": 1e-3} and choice.default.settings == {"learning_rate": 1e-5}
+    assert choice.table()["learning_rate"].tolist() == [1e-3, 1e-4, 1e-5] and tokens == 10 * len(calls) == 10 * 4 * 3
+    assert all(len(halves) == 3 for halves in {rows: [c for c in calls if c[1] == rows] for _, rows in calls}.values()), "the same halves for all"
+
+
+def test_every_shot_is_held_out_twice_and_every_half_has_as_many_of_each_label(told):
+    backbone, task = told
+    fit, calls = fit_of(backbone, lambda p: 1.0)
+    shots = draw(task.pool, 8, 0)
+    settings(backbone, fit, shots, asked(), 0)
+    trained = [rows for rate, rows in calls if rate == 1e-5]
+    assert sorted(row for rows in trained for row in rows) == sorted([*shots.index] * 2)
+    assert all(shots.loc[list(rows), "label"].value_counts().tolist() == [4, 4] for rows in trained)
+    assert len({frozenset(rows) for rows in trained}) == 4
+
+
+def test_a_gain_within_its_error_or_fewer_than_eight_of_a_class_leave_the_default(told):
+    backbone, task = told
+    fit, calls = fit_of(backbone, lambda p: 1.0)
+    choice, _ = settings(backbone, fit, draw(task.pool, 8, 0), asked(), 0)
+    assert choice.chosen is choice.default and "no candidate's gain exceeds its standard error" in choice.reason
+    calls.clear()
+    choice, tokens = settings(backbone, fit, draw(task.pool, 7, 0), asked(), 0)
+    assert choice.chosen is choice.default and "7 shots per class are fewer than 8" in choice.reason and not calls and tokens == 0
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"rank": [1, 8]}, "'rank' cannot be chosen"), ({"learning_rte": [0.1]}, 'cannot be chosen .did you mean "learning_rate"'),
+    ({"learning_rate": []}, "at least one value"), ({"learning_rate": ["1e-5"]}, "'1e-5' is no value of it"), ({"epochs": [1.5]}, "1.5 is no value"),
+    ({"pattern": ["x"]}, "'pattern' cannot be chosen"),
+])
+def test_what_cannot_be_chosen_is_one_sentence(values, message):
+    with pytest.raises(BadInput, match=message):
+        asked(choose=values)
+
+
+def test_a_run_chooses_anew_for_each_seed_and_counts_what_that_cost(tiny_llama, tmp_path):
+    given = {"model": str(tiny_llama), "task": GRAMMAR, "shots": 8, "seeds": [0, 1], "epochs": 2, "evaluation_rows": 8, "max_length": 48}
+    run = start("vanilla", {**given, "choose": {"learning_rate": [1e-4, 1e-2]}})
+    plain = start("vanilla", given)
+    pattern = run.task.file.patterns["plain"]
+
+    def trial_of(run):
+        def fit(shots, p, streams):
+            run.backbone.restore()
+            head = Classifier(run.backbone, 2, streams.weights)
+            with run.meter.phase("train"):
+                return head, train(run.backbone, head, encode(run.backbone, shots, pattern, p.max_length), p, streams)
+
+        def trial(seed):
+            shots = draw(run.task.pool, 8, seed)
+            head, training, found = run.fitted(fit, shots, seed)
+            return Outcome(shots, training, predict(run.backbone, head, run.encode(pattern)), found)
+
+        return trial
+
+    chosen, usual = run.each_seed(trial_of(run)), plain.each_seed(trial_of(plain))
+    assert [len(trial["settings"]["ranking"]) for trial in chosen] == [3, 3] and "settings" not in usual[0]
+    for one, other in zip(chosen, usual):
+        assert one["seconds"]["choose"] > 0 and one["tokens"]["training"] > 6 * other["tokens"]["training"]
+        if one["settings"]["chosen"]["learning_rate"] == 1e-5:
+            assert one["outcome_sha256"] == other["outcome_sha256"]
+    assert chosen[0]["settings"]["ranking"] != chosen[1]["settings"]["ranking"]

@@ -104,7 +104,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         group = str([run.method, sorted((k, str(v)) for k, v in p.model_dump().items() if k not in (*CHOSEN, "output_dir", "seeds"))])
         labels = {"method": run.method, "variant": run.variant, "model": p.model, "task": p.task, "shots": p.shots,
                   **settings, "group": group, "main": group not in listed,
-                  "ablation": run.ablation, "folder": str(run.folder)}
+                  "ablation": run.ablation, "folder": str(run.folder), "chosen_from": str(getattr(p, "choose", "") or "")}
         listed.add(group)
         if trials:
             part = records.as_table({"trials": trials}, **labels)

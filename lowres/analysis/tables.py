@@ -191,12 +191,12 @@ def _range(ends: tuple[float, float] | None, form: str = ".2f") -> str:
     return "" if ends is None or np.isnan(ends[0]) else f"{ends[0]:+{form}} to {ends[1]:+{form}}"
 
 
-def learning_rate_table(by_rate: dict[float, list[ClaimResult]]) -> Styler | Markdown:
-    """Claims by learning rate: the verdict and the first contrast's mean difference."""
+def learning_rate_table(by_rate: dict[float | str, list[ClaimResult]]) -> Styler | Markdown:
+    """Claims by learning rate, or by the rule that chooses it: the verdict and the first contrast's mean difference."""
     if not by_rate:
         return Markdown("Each method has one learning rate in this study, so there is nothing to move a verdict.")
-    columns = {f"{rate:g}": [f"{one.verdict}" + (f" ({one.pairs[0].d.mean():+.1f})" if one.pairs and len(one.pairs[0].d) else "") for one in found]
-               for rate, found in by_rate.items()}
+    told = lambda one: f"{one.verdict}" + (f" ({one.pairs[0].d.mean():+.1f})" if one.pairs and len(one.pairs[0].d) else "")
+    columns = {rate if isinstance(rate, str) else f"{rate:g}": [told(one) for one in found] for rate, found in by_rate.items()}
     first = next(iter(by_rate.values()))
     return static(pd.DataFrame({"claim": [one.claim.number for one in first], **columns}))
 

@@ -22,6 +22,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.inside = ""  # a phase that is going on
         self.shared = 0.0  # what an earlier trial spent on a result of this one
         self.compiled_before = seconds_compiling()
         _give_memory_back()
@@ -29,10 +30,15 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        start = self.clock()
+        """A phase within another is a part of that; within "trial", which is all of it, it counts by itself."""
+        if self.inside not in ("", "trial"):
+            yield
+            return
+        start, outer, self.inside = self.clock(), self.inside, name
         try:
             yield
         finally:
+            self.inside = outer
             self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
 
     def clock(self) -> float:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lowres.files import BadInput
 from lowres.methods.evaluation import predict, scored
-from lowres.methods.prompts import Context, demonstrated, instructed, instruction, longest_word, predict_after, without_prefix
+from lowres.methods.in_context import Context, demonstrated, instructed, instruction, longest_word, predict_after, without_prefix
 from lowres.methods.training import Outcome, train
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Classifier, Verbalizer

@@ -23,7 +23,7 @@ from torch import nn
 
 from lowres.files import BadInput, read_json, shown
 from lowres.methods.evaluation import last_states
-from lowres.methods.prompts import longest_word
+from lowres.methods.in_context import longest_word
 from lowres.methods.training import Outcome
 from lowres.models import adapters
 from lowres.models.backbone import Backbone, load_backbone, resolved_precision, without_weights

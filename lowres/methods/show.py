@@ -18,7 +18,7 @@ from scipy.special import softmax
 
 from lowres import files
 from lowres.files import BadInput, safe
-from lowres.methods import choose_pattern, layers_and_corpus, prompts
+from lowres.methods import choose, in_context, layers_and_corpus
 from lowres.methods.evaluation import constant_accuracy, predict
 from lowres.models.batches import encode
 from lowres.models.heads import Classifier, Verbalizer
@@ -98,7 +98,7 @@ def describe_first_adaptation(run) -> pd.DataFrame | None:
     p, task, backbone, streams = run.parameters, run.task, run.backbone, Streams(run.parameters.seeds[0])
     backbone.restore()
     if p.adapt == "pattern":
-        choice = choose_pattern.choose(backbone, task.file, draw(task.pool, p.shots, streams.seed, p.uneven), p, streams)
+        choice = choose.pattern(backbone, task.file, draw(task.pool, p.shots, streams.seed, p.uneven), p, streams)
         print(f"{choice.reason}: {choice.chosen.pattern}, {choice.chosen.words}")
         return choice.table()
     if p.adapt == "layers":
@@ -124,7 +124,7 @@ def label_probabilities(backbone, spec: TaskFile, pattern: str, words: dict[str,
     logits, empty = _logits(backbone, spec, pattern, words, rows)
     return pd.DataFrame({
         "label": spec.labels, "label word": [repr(words[label]) for label in spec.labels],
-        "probability": softmax(logits, axis=1)[0].round(3), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)[0].round(3),
+        "probability": softmax(logits, axis=1)[0].round(3), "calibrated": softmax(in_context.calibrated(logits, empty), axis=1)[0].round(3),
     }).set_index("label")
 
 
@@ -135,7 +135,7 @@ def score_shots(backbone, task: Task, shots: pd.DataFrame, pattern: str, words: 
     """
     logits, empty = _logits(backbone, task.file, pattern, words, shots)
     gold, labels = shots["label"].to_numpy(), len(task.labels)
-    ways = {"as it is": softmax(logits, axis=1), "calibrated": softmax(prompts.calibrated(logits, empty), axis=1)}
+    ways = {"as it is": softmax(logits, axis=1), "calibrated": softmax(in_context.calibrated(logits, empty), axis=1)}
     lines = [{"answers": name, "right, %": 100 * (part.argmax(1) == gold).mean(), "mean log p": np.log(part[np.arange(len(gold)), gold]).mean()}
              for name, part in ways.items()]
     lines.append({"answers": "constant", "right, %": 100 * np.bincount(gold).max() / len(gold), "mean log p": -np.log(labels)})
@@ -146,7 +146,7 @@ def _logits(backbone, spec: TaskFile, pattern: str, words: dict[str, str], rows:
     """Label logits (rows, labels) of the rows, and of a content-free input, from one pass."""
     _check_pattern(pattern, spec)
     head = Verbalizer(backbone, [words[label] for label in spec.labels])
-    both = pd.concat([rows[[*spec.text, "label"]], prompts.empty_example(spec)])
+    both = pd.concat([rows[[*spec.text, "label"]], in_context.empty_example(spec)])
     inputs = encode(backbone, both, pattern, backbone.context_length)
     logits = predict(backbone, head, {"all": inputs})["all"]
     return logits[:-1], logits[-1:]

@@ -31,6 +31,7 @@ class Training:
     trainable: int = 0
     skipped: int = 0  # weights below the lowest that trains: no gradient passes through them
     cut: int = 0  # texts that were too long
+    found: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowres.files import ROOT, BadInput, located, read_yaml, shown
 from lowres.methods.distillation import drawn_from_pool, prepare
-from lowres.methods.prompts import SEPARATOR, demonstrated, instruction, longest, without_prefix
+from lowres.methods.in_context import SEPARATOR, demonstrated, instruction, longest, without_prefix
 from lowres.models import identity
 from lowres.models.backbone import Backbone, without_weights
 from lowres.models.batches import encode
@@ -21,7 +21,7 @@ from lowres.tasks.shots import Streams, close_draws, draw, in_common
 from lowres.tasks.task_file import TaskFile, read_task
 
 # By a method's parameters the module whose `check` says what else it asks.
-OWN_CHECKS = {LoRA: "lowres.models.adapters", InContext: "lowres.methods.likelihood", Distillation: "lowres.methods.distillation",
+OWN_CHECKS = {LoRA: "lowres.models.adapters", InContext: "lowres.methods.in_context", Distillation: "lowres.methods.distillation",
               Adaptive: "lowres.methods.layers_and_corpus", Baselines: "lowres.methods.baselines"}
 
 
@@ -130,12 +130,15 @@ def check_words(p: Parameters) -> list[str]:
     from lowres.models.weights import load_tokenizer, resolve
 
     spec = read_task(p.task)
-    spec.pattern(getattr(p, "pattern", ""))
+    listed = getattr(p, "choose", {})
+    for name in (getattr(p, "pattern", ""), *listed.get("pattern", ())):
+        spec.pattern(name)
     tokenizer = load_tokenizer(resolve(p.model, weights=False))
     if not hasattr(p, "label_words"):
         return []
     try:
-        return several_tokens(tokenizer, spec.words(p.label_words), p.word_score, f"{spec.name}: label_words: ")
+        return [sentence for name in (p.label_words, *listed.get("label_words", ()))
+                for sentence in several_tokens(tokenizer, spec.words(name), p.word_score, f"{spec.name}: label_words: ")]
     except BadInput as error:
         raise BadInput(f"{spec.name}: {error}") from None
 

@@ -21,7 +21,7 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from lowres.files import read_json, write_json
-from lowres.methods.choose_pattern import NOT_TRIED
+from lowres.methods.choose import NOT_TRIED
 from lowres.models.adapters import shape_of
 from lowres.models.backbone import layer_stack, resolved_precision, without_weights
 from lowres.models.batches import encode

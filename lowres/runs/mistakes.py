@@ -50,7 +50,7 @@ def hardest(lines: pd.DataFrame, runs: Iterable[tuple[Run, list[dict[str, Any]]]
 def wrong_rows(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
     """The same of one run's predictions (`evaluation.predictions`); `predicted` is the label that most of its wrong trials gave."""
     trials = predictions["trial"].nunique()
-    sure = softmax(predictions[[f"logit_{label}" for label in labels]].to_numpy(float), axis=1).max(axis=1)
+    sure = softmax(predictions[[column for column in predictions if column.startswith("logit_")]].to_numpy(float), axis=1).max(axis=1)
     wrong = predictions.assign(sure=sure)[predictions["label"] != predictions["prediction"]]
     each = wrong.groupby(["set", "row", "label", "prediction"], sort=False)["sure"].agg(["size", "sum"]).reset_index()
     each = each.sort_values("size", ascending=False, kind="stable")

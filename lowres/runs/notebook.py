@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowres import files, locks
 from lowres.files import ROOT, BadInput, located, safe, shown
+from lowres.methods import choose
 from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
@@ -27,14 +28,14 @@ from lowres.parameters import Parameters, validated
 from lowres.runs import mistakes, records, summary
 from lowres.runs.checks import check_method, check_words, forget_files, rehearse
 from lowres.tasks.load import Task, data_checksums, load_task
-from lowres.tasks.shots import checksum, close_draws, fewest, in_common
+from lowres.tasks.shots import Streams, checksum, close_draws, fewest, in_common
 from lowres.tasks.task_file import extended_task
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lowres.methods.training import Outcome
+    from lowres.methods.training import Outcome, Training
 
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
@@ -48,7 +49,8 @@ class Run:
         self.task_file = extended_task(parameters.task, tuple(parameters.also_evaluate))
         self.folder = located(parameters.output_dir) if parameters.output_dir else None
         self.started, self.clock, self.load_seconds = _now(), time.perf_counter(), 0.0
-        self.evaluation: dict[str, Inputs] = {}
+        self.encoded: dict[str, dict[str, Inputs]] = {}  # the evaluation sets by pattern
+        self.evaluation: dict[str, Inputs] = {}  # the last of these
         self.trials: list[dict[str, Any]] = []
         self.predicted: dict[int, pd.DataFrame] = {}  # by seed, of trials that this notebook made
         self.meter = Meter()
@@ -70,9 +72,23 @@ class Run:
 
     def encode(self, pattern: str) -> dict[str, Inputs]:
         """The evaluation sets in a pattern, as the backbone reads them."""
-        sets = self.task.evaluation.items()
-        self.evaluation = {name: encode(self.backbone, rows, pattern, self.parameters.max_length) for name, rows in sets}
+        if pattern not in self.encoded:
+            sets = self.task.evaluation.items()
+            self.encoded[pattern] = {name: encode(self.backbone, rows, pattern, self.parameters.max_length) for name, rows in sets}
+        self.evaluation = self.encoded[pattern]
         return self.evaluation
+
+    def fitted(self, fit: Callable, shots: pd.DataFrame, seed: int) -> tuple[Any, Training, dict[str, Any]]:
+        """What `fit(shots, p, streams)` trains: the head and the training; and, where `p.choose` lists settings, what the shots chose, which counts
+        as much as all that was trained for it."""
+        p, found, tokens = self.parameters, {}, 0
+        if p.choose:
+            with self.meter.phase("choose"):
+                choice, tokens = choose.settings(self.backbone, fit, shots, p, seed)
+            p, found = p.model_copy(update=choice.chosen.settings), {"settings": choice.record()}
+        head, training = fit(shots, p, Streams(seed))
+        training.tokens += tokens
+        return head, training, training.found | found
 
     def each_seed(self, trial: Callable[[int], Outcome]) -> list[dict[str, Any]]:
         """Runs `trial` for every seed that is not finished yet; a finished one is read back. Kept whole, at once."""

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint by what they name: weights and task files
-LATER = {"word_score", "uneven", "class_weights"}  # parameters that trials of before do not have
+LATER = {"word_score", "uneven", "class_weights", "choose"}  # parameters that trials of before do not have
 APART = ("compare", "compile")  # phases that are no part of a method's cost
-TRAINING = ("adapt", "teach", "train")  # phases that make the model; the rest is evaluation
+TRAINING = ("choose", "adapt", "teach", "train")  # phases that make the model; the rest is evaluation
 SCHEMA_VERSION = 2  # of the record's form
 JOURNAL, PREDICTIONS = "trials", "predictions.parquet"
 RUN_FILES = ("run.ipynb", "parameters.yaml", "record.json")

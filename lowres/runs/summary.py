@@ -40,11 +40,12 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
-        f1_low, f1_high = accuracy_interval(group["macro_f1"])
+        f1 = group["macro_f1"] if "macro_f1" in group else np.full(len(group), np.nan)
+        f1_low, f1_high = accuracy_interval(f1)
         mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
         return pd.Series({
             "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(), **group[known].mean(),
-            "uneven": bool(group["uneven"].eq(True).any()) if "uneven" in group else False, "macro-F1": group["macro_f1"].mean(), "f1 low": f1_low,
+            "uneven": bool(group["uneven"].eq(True).any()) if "uneven" in group else False, "macro-F1": np.mean(f1), "f1 low": f1_low,
             "f1 high": f1_high, "constant f1": group["constant_macro_f1"].mean() if "constant_macro_f1" in group else np.nan,
             "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
             "one label": group["commonest_prediction"].mean(), "seconds": group["seconds"].mean(), "rows": group["n"].iloc[0],

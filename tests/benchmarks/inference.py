@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lowres.methods.evaluation import predict
-from lowres.methods.prompts import Context, predict_after
+from lowres.methods.in_context import Context, predict_after
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import pack
 from lowres.models.heads import Verbalizer

@@ -1,4 +1,5 @@
-"""What stands in front of an input: labelled demonstrations or an instruction, read by the backbone once.
+"""In-context learning: what stands in front of an input (labelled demonstrations or an instruction, read by the backbone once); and, without a
+prompt, how probable the text itself is, and a threshold on that.
 
 A demonstration is a text in the same pattern as the input, its label word (the very tokens that the head compares), and an empty line. The
 context's keys and values are then shared by all inputs (`Backbone.encode_context`).
@@ -6,22 +7,27 @@ context's keys and values are then shared by all inputs (`Backbone.encode_contex
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from lowres.files import BadInput
-from lowres.tasks.task_file import TaskFile, filled
+from lowres.methods.evaluation import predict
+from lowres.models.batches import Inputs, encode, pack
+from lowres.models.heads import PIECE, tokens_after_text
+from lowres.tasks.shots import draw
+from lowres.tasks.task_file import TaskFile, filled, read_task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lowres.models.batches import Inputs
-
 
 SEPARATOR = "\n\n"
 CONTENT_FREE = "N/A"  # Zhao et al. 2021
+BUDGET = 2048  # tokens in one forward pass
 
 
 @dataclass
@@ -39,8 +45,6 @@ class Context:
 
 def without_prefix(backbone, inputs: Inputs) -> Inputs:
     """The same texts without the backbone's prefix, to stand behind a context."""
-    from lowres.models.batches import Inputs
-
     return Inputs([ids[len(backbone.prefix):] for ids in inputs.ids], inputs.labels, inputs.cut)
 
 
@@ -51,8 +55,6 @@ def longest(sets: dict[str, Inputs]) -> int:
 
 def longest_word(backbone, words: list[str]) -> int:
     """How many tokens are read behind an input to tell its label: those of the longest label word but its last."""
-    from lowres.models.heads import tokens_after_text
-
     return max(len(tokens_after_text(backbone.tokenizer, word)) for word in words) - 1
 
 
@@ -63,9 +65,6 @@ def demonstrated(
 
     They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Raises BadInput if not one a label fits.
     """
-    from lowres.models.batches import encode
-    from lowres.models.heads import tokens_after_text
-
     answers, end = [tokens_after_text(backbone.tokenizer, word) for word in words], tokens_after_text(backbone.tokenizer, SEPARATOR)
     room += longest_word(backbone, words)
     labels = shots["label"].to_numpy()
@@ -110,8 +109,6 @@ def predict_after(
 
     `which`: for a set, the number of each input's context; where it says nothing, inputs take turns.
     """
-    from lowres.methods.evaluation import predict
-
     turns = {name: np.arange(len(inputs)) % len(contexts) for name, inputs in sets.items()} | (which or {})
     logits: dict[str, np.ndarray] = {}
     for number, context in enumerate(contexts):
@@ -131,8 +128,6 @@ def empty_example(spec: TaskFile) -> pd.DataFrame:
 
 def content_free(backbone, spec: TaskFile, pattern: str) -> Inputs:
     """The same as an input, in a pattern."""
-    from lowres.models.batches import encode
-
     return encode(backbone, empty_example(spec), pattern, backbone.context_length)
 
 
@@ -141,3 +136,76 @@ def calibrated(logits: np.ndarray, content_free: np.ndarray) -> np.ndarray:
     from scipy.special import log_softmax
 
     return log_softmax(log_softmax(logits, axis=1) - log_softmax(content_free, axis=1), axis=1)
+
+
+@torch.inference_mode()
+def token_log_probability(backbone, inputs: Inputs) -> np.ndarray:
+    """Each text's mean log-probability a token, (texts,): transformers' own loss, negated. A first token with nothing before it has none."""
+    backbone.model.eval()
+    result = np.zeros(len(inputs), np.float64)
+    for rows in pack(inputs.ids, backbone.device, budget=BUDGET):
+        lengths = [len(inputs.ids[i]) - 1 for i in rows.texts]  # every token but the last says what comes next
+        before = torch.cat([torch.arange(end - n, end) for end, n in zip(rows.last.tolist(), lengths)]).to(backbone.device)
+        following = rows.ids.flatten()[before + 1]
+        hidden = backbone.hidden(replace(rows, last=before))
+        parts = [-F.cross_entropy(h @ backbone.output.T, t, reduction="none") for h, t in zip(hidden.split(PIECE), following.split(PIECE))]
+        for i, part in zip(rows.texts, torch.cat(parts).split(lengths)):
+            result[i] = part.double().mean().item() if len(part) else 0.0
+    return result
+
+
+@dataclass
+class Threshold:
+    """A text is of label `above` if its score is higher than `at`, else of the other of two."""
+
+    at: float
+    above: int
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """(texts, 2): the distance to the threshold, with either sign. On the threshold itself the lower label wins."""
+        margin = np.asarray(scores) - self.at
+        return np.stack([-margin, margin] if self.above == 1 else [margin, -margin], axis=1).astype(np.float32)
+
+
+def fit_threshold(scores: np.ndarray, labels: np.ndarray) -> Threshold:
+    """The cut between two labels' scores with the most shots on the right side.
+
+    Above it lies the label whose shots score higher on average (label 1 if neither does). Candidates are the midpoints of neighbouring
+    scores; of equally good ones the middle one is taken (of two middle ones the lower), and if all scores are equal, that score.
+    """
+    scores, labels = np.asarray(scores, float), np.asarray(labels)
+    above = int(scores[labels == 1].mean() >= scores[labels == 0].mean())
+    values = np.unique(scores)
+    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    right = np.array([np.sum((scores > cut) == (labels == above)) for cut in cuts])
+    best = cuts[right == right.max()]
+    return Threshold(float(best[(len(best) - 1) // 2]), above)
+
+
+def likelihoods(run) -> dict[str, np.ndarray]:
+    """The plain texts' mean log-probability a token, by evaluation set of a notebook's `run`."""
+    plain, p = run.task.file.patterns["plain"], run.parameters
+    sets = {name: encode(run.backbone, rows, plain, p.max_length) for name, rows in run.task.evaluation.items()}
+    return {name: token_log_probability(run.backbone, inputs) for name, inputs in sets.items()}
+
+
+def answer_by_likelihood(run, scored: dict[str, np.ndarray], seed: int) -> tuple[dict[str, np.ndarray], dict]:
+    """Label logits by set, from a threshold that the seed's shots give; and that threshold, for the record."""
+    plain, p = run.task.file.patterns["plain"], run.parameters
+    shots = draw(run.task.pool, p.shots, seed, p.uneven)
+    threshold = fit_threshold(token_log_probability(run.backbone, encode(run.backbone, shots, plain, p.max_length)), shots["label"].to_numpy())
+    return {name: threshold.logits(part) for name, part in scored.items()}, {"threshold": vars(threshold)}
+
+
+def check_likelihood(spec) -> None:
+    """Raises BadInput for a task whose labels a threshold on one text's likelihood cannot tell apart."""
+    if len(spec.text) > 1:
+        raise BadInput(f"scoring: 'likelihood' is of one text, and the task {spec.name!r} has {len(spec.text)} ({', '.join(spec.text)})")
+    if len(spec.labels) != 2:
+        raise BadInput(f"scoring: 'likelihood' tells two labels apart, and the task {spec.name!r} has {len(spec.labels)}")
+
+
+def check(p) -> None:
+    """What in-context learning asks besides, by likelihood. Raises BadInput."""
+    if p.scoring == "likelihood":
+        check_likelihood(read_task(p.task))

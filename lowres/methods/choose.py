@@ -1,4 +1,7 @@
-"""Which pattern and label words suit a task, told from the labelled shots alone.
+"""What suits a task, told from the labelled shots alone: the pattern and the label words, or any listed settings.
+
+A candidate takes the default's place only if the shots say so: its mean gain in log-probability of gold labels, paired by shot, exceeds its
+standard error. Patterns (`pattern`) are scored without training:
 
 Every pattern of the task file is tried with all its label words, and with words searched among the backbone's own predictions.
 A candidate's score is the mean calibrated log-probability that the frozen backbone gives the gold label of shots in a held-out fold:
@@ -7,12 +10,16 @@ A candidate's score is the mean calibrated log-probability that the frozen backb
 
 that is, the label words' probabilities divided by those after a content-free input (Zhao et al. 2021, arXiv 2102.09690), which uses no
 shot at all. Words are searched on the other folds only, so that no label scores the words it has chosen.
+
+Settings (`settings`) are scored by training on halves: the shots are parted in two twice, by label, and each half is once trained on and once
+held out, so that every shot is scored twice by models that have not seen it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,32 +27,39 @@ import pandas as pd
 import torch
 
 from lowres.files import BadInput
-from lowres.methods.evaluation import last_states
-from lowres.methods.prompts import empty_example
+from lowres.methods.evaluation import last_states, predict
+from lowres.methods.in_context import empty_example
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Verbalizer, tokens_after_text
 from lowres.tasks.shots import Streams
 
 FOLDS = 4
-ENOUGH = 16  # shots per class below which scores are noise and the default stays
+DIVISIONS = 2  # of the shots in halves
+ENOUGH = 16  # shots per class below which a pattern's scores are noise and the default stays
+ENOUGH_FOR_HALVES = 8  # the same of settings
 NOT_TRIED = ("plain", "as_coded")  # no place for a word; the authors' input for their random head
 SEARCHED = "searched"
 
 
 @dataclass
 class Candidate:
-    """A pattern with label words (one a label), and what the shots say of it. scores: calibrated log p of each shot's gold label."""
+    """What the shots say of one choice. scores: log p of each shot's gold label (of a pattern calibrated)."""
 
-    pattern: str
-    label_words: str
-    words: list[str]
     scores: np.ndarray
+    pattern: str = ""
+    label_words: str = ""
+    words: list[str] = field(default_factory=list)  # one a label
+    settings: dict[str, Any] = field(default_factory=dict)
     gain: float = 0.0  # over the default, mean over the shots, in nats
     error: float = 0.0  # the standard error of that gain, paired by shot
 
     @property
     def score(self) -> float:
         return round(float(self.scores.mean()), 6)  # rounded: sums in another order must not break ties
+
+    def record(self) -> dict[str, Any]:
+        what = self.settings or {"pattern": self.pattern, "label_words": self.label_words, "words": self.words}
+        return {**what, "score": self.score, "gain": round(self.gain, 6), "error": round(self.error, 6)}
 
 
 @dataclass
@@ -64,34 +78,72 @@ class Choice:
         if self.chosen is self.default:
             marks[id(self.default)] = "default, chosen"
         return pd.DataFrame([
-            {"pattern": c.pattern, "label words": ", ".join(map(repr, c.words)) + (" (searched)" if c.label_words == SEARCHED else ""),
+            {**c.settings, **({} if c.settings else {"pattern": c.pattern, "label words": ", ".join(map(repr, c.words))
+                                                    + (" (searched)" if c.label_words == SEARCHED else "")}),
              "mean log p": f"{c.score:.3f}", "gain over default": f"{c.gain:+.3f} ± {c.error:.3f}", "": marks.get(id(c), ""), "rank": rank}
             for rank, c in enumerate(self.ranking, 1) if rank <= most or id(c) in marks
         ]).set_index("rank")
 
     def record(self) -> dict[str, Any]:
-        line = lambda c: {"pattern": c.pattern, "label_words": c.label_words, "words": c.words, "score": c.score,
-                          "gain": round(c.gain, 6), "error": round(c.error, 6)}
-        return {"chosen": line(self.chosen), "default": line(self.default), "reason": self.reason, "skipped": self.skipped,
-                "ranking": [line(c) for c in self.ranking]}
+        return {"chosen": self.chosen.record(), "default": self.default.record(), "reason": self.reason, "skipped": self.skipped,
+                "ranking": [candidate.record() for candidate in self.ranking]}
 
 
-def choose(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -> Choice:
-    """Ranks all candidates by the shots and picks one; reads nothing but the shots and the task file. Deterministic given the seed.
+def pattern(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -> Choice:
+    """Ranks all patterns and label words by the shots and picks one; reads nothing but the shots and the task file. Deterministic given the seed.
 
-    The best candidate whose gain exceeds its standard error replaces the default, the first in the file on ties; below ENOUGH shots
-    per class none does unless `p.choose_always`. Raises BadInput if the default's words cannot be told apart.
+    Below ENOUGH shots per class the default stays, unless `p.choose_always`. Raises BadInput if the default's words cannot be told apart.
     """
     candidates, skipped = _candidates(backbone, task_file, shots, p, streams)
-    default = candidates[0]
+    return decided(candidates, shots, 0 if p.choose_always else ENOUGH, skipped)
+
+
+def settings(backbone, fit: Callable, shots: pd.DataFrame, p, seed: int) -> tuple[Choice, int]:
+    """Ranks the combinations of what `p.choose` lists, and what `p` itself says, and picks one; and how many tokens that took to train.
+
+    `fit(shots, p, streams)` trains a method and returns its head, as a notebook's does. Every candidate has the same halves, new weights and order.
+    """
+    kept = {key: getattr(p, key) for key in p.choose}
+    asked = [dict(zip(p.choose, values)) for values in itertools.product(*p.choose.values())]
+    options = [kept, *(one for one in asked if one != kept)]
+    labels, tokens = shots["label"].to_numpy(), 0
+    scores = np.zeros((len(options), len(shots)))
+    if np.bincount(labels).min() >= ENOUGH_FOR_HALVES:
+        for halves in _halves(labels, Streams(seed).folds):
+            for i, one in enumerate(options):
+                head, training = fit(shots[halves], p.model_copy(update=one | {"choose": {}}), Streams(seed))
+                tokens += training.tokens
+                held = encode(backbone, shots[~halves], backbone.trained[1], p.max_length)
+                logits = torch.from_numpy(predict(backbone, head, {"held": held})["held"])
+                scores[i, ~halves] += _of_gold(logits, labels[~halves]) / DIVISIONS
+    return decided([Candidate(row, settings=one) for one, row in zip(options, scores)], shots, ENOUGH_FOR_HALVES), tokens
+
+
+def _halves(labels: np.ndarray, stream: np.random.Generator) -> list[np.ndarray]:
+    """Which shots are trained on, (shots,) each: DIVISIONS divisions in two, half of every label on either side, then the other way round."""
+    found = []
+    for _ in range(DIVISIONS):
+        half = np.zeros(len(labels), bool)
+        for label in np.unique(labels):
+            half[stream.permutation(np.flatnonzero(labels == label))[: (labels == label).sum() // 2]] = True
+        found += [half, ~half]
+    return found
+
+
+def decided(candidates: list[Candidate], shots: pd.DataFrame, enough: int, skipped: Sequence[str] = ()) -> Choice:
+    """The best candidate whose gain over the first, the default, exceeds its standard error; the first listed on ties.
+
+    Below `enough` shots per class the default stays.
+    """
+    default, skipped = candidates[0], list(skipped)
     for candidate in candidates:
         gains = candidate.scores - default.scores
         candidate.gain, candidate.error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     ranking = sorted(candidates, key=lambda candidate: -candidate.score)  # stable: the file's order on ties
     better = [candidate for candidate in ranking if candidate.gain > candidate.error]
     fewest = int(shots["label"].value_counts().min())
-    if fewest < ENOUGH and not p.choose_always:
-        return Choice(default, default, f"the default stays: {fewest} shots per class are fewer than {ENOUGH}", ranking, skipped)
+    if fewest < enough:
+        return Choice(default, default, f"the default stays: {fewest} shots per class are fewer than {enough}", ranking, skipped)
     if not better:
         return Choice(default, default, "the default stays: no candidate's gain exceeds its standard error", ranking, skipped)
     return Choice(better[0], default, "the best candidate whose gain over the default exceeds its standard error", ranking, skipped)
@@ -150,7 +202,7 @@ def _candidates(backbone, task_file, shots: pd.DataFrame, p, streams: Streams) -
         inputs = encode(backbone, pd.concat([shots[[*task_file.text, "label"]], empty_example(task_file)]), text, p.max_length)
         states = last_states(backbone, inputs.ids)
         hidden, free = states[:-1], states[-1]
-        found += [Candidate(pattern, name, task_file.words(name), _of_words(backbone, head, inputs, states, labels)) for name, head in sets.items()]
+        found += [Candidate(_of_words(backbone, head, inputs, states, labels), pattern, name, task_file.words(name)) for name, head in sets.items()]
         if p.search_words and folds.max() > 0:
             searched = _searched(backbone, pattern, hidden, free, labels, folds, p.search_words)
             found += [searched] if searched else []
@@ -189,7 +241,7 @@ def _searched(backbone, pattern: str, hidden: torch.Tensor, free: torch.Tensor, 
             return None
         scores[held] = _scores(backbone, hidden[held], free, ids, labels[held])
     ids = search(log_probs, labels, backbone.tokenizer, top)
-    return Candidate(pattern, SEARCHED, [_word(backbone.tokenizer, token) for token in ids], scores)
+    return Candidate(scores, pattern, SEARCHED, [_word(backbone.tokenizer, token) for token in ids])
 
 
 def _is_word(tokenizer, token: int) -> bool:

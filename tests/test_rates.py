@@ -1,0 +1,91 @@
+"""Which rate a method is judged at: the rules do what they say, and look at nothing that they may not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import softmax
+from synthetic import fill, make_study
+
+from lowres.analysis import rates
+from lowres.analysis.collect import collect
+from lowres.runs import records
+from lowres.runs.study import read_study
+
+RATES = [1.0e-5, 5.0e-5, 2.0e-4]
+METHODS = [{"method": "vanilla", "vary": {"learning_rate": RATES}}, {"method": "pbft", "vary": {"learning_rate": RATES}}]
+BETTER = {("cola", 1e-5): 1, ("cola", 5e-5): 9, ("cola", 2e-4): 4, ("mnli", 1e-5): 2, ("mnli", 5e-5): 3, ("mnli", 2e-4): 12}
+
+
+@pytest.fixture
+def trials(tmp_path):
+    effect = lambda run, domain: float(BETTER[run.parameters.task, run.parameters.learning_rate])  # noqa: E731
+    path = make_study(tmp_path, tasks=("cola", "mnli"), shots=(16,), seeds=range(6), methods=METHODS)
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), effect, 0.3)
+    return collect(path, str(tmp_path / "outputs")).trials
+
+
+def picked(rules: pd.DataFrame, rule: str) -> dict:
+    here = rules[(rules["rule"] == rule) & (rules["method"] == "pbft")]
+    return here.groupby("task")["learning_rate"].first().to_dict()
+
+
+def test_the_rate_of_a_task_is_the_one_that_does_best_on_the_others(trials):
+    rules = rates.by_rule(trials)
+    assert picked(rules, "first") == {"cola": 1e-5, "mnli": 1e-5}
+    assert picked(rules, "other tasks") == {"cola": 2e-4, "mnli": 5e-5}
+    assert picked(rules, "hindsight") == {"cola": 5e-5, "mnli": 2e-4}
+
+
+def test_no_trial_on_the_task_itself_is_looked_at(trials):
+    before = rates.from_other_tasks(rates.rated(trials))
+    turned = trials["learning_rate"].map({1e-5: 0.9, 5e-5: 0.1, 2e-4: 0.1})
+    changed = trials.assign(accuracy=trials["accuracy"].where(trials["task"] != "cola", turned))
+    after = rates.from_other_tasks(rates.rated(changed))
+    of_cola = lambda table: table[table["task"] == "cola"]["learning_rate"].tolist()  # noqa: E731
+    assert of_cola(before) == of_cola(after) and before["learning_rate"].tolist() != after["learning_rate"].tolist()
+
+
+def test_of_equal_rates_the_smaller_is_taken():
+    assert rates.best(pd.Series({2e-4: 50.0, 5e-5: 50.0, 1e-5: 49.9})) == 5e-5
+
+
+def test_the_mean_rule_averages_label_probabilities_of_all_rates_row_by_row(trials):
+    rules = rates.by_rule(trials)
+    one = rules[(rules["rule"] == "mean") & (rules["method"] == "vanilla") & (rules["task"] == "cola") & (rules["seed"] == 2)].iloc[0]
+    folders = trials[(trials["method"] == "vanilla") & (trials["task"] == "cola")]["folder"].unique()
+    from pathlib import Path
+
+    tables = [records.read_predictions(Path(folder)) for folder in folders]
+    parts = [table[(table["trial"] == 2) & (table["set"] == one["set"])].sort_values("row") for table in tables]
+    columns = [column for column in parts[0] if column.startswith("logit_")]
+    mean = np.mean([softmax(part[columns].to_numpy(float), axis=1) for part in parts], axis=0)
+    assert one["accuracy"] == pytest.approx((mean.argmax(axis=1) == parts[0]["label"].to_numpy()).mean())
+
+
+def test_regret_is_what_a_rule_loses_to_the_best_in_hindsight(trials):
+    table = rates.regret_table(rates.by_rule(trials)).set_index("method")
+    rules = rates.by_rule(trials)
+    pbft = rules[rules["method"] == "pbft"]
+    score = lambda rule: 100 * pbft[pbft["rule"] == rule].groupby(["task", "domain", "seed"])["accuracy"].mean().mean()  # noqa: E731
+    assert table.loc["pbft", "hindsight"] == f"{score('hindsight'):.1f}"
+    lost = score("hindsight") - score("first")
+    assert table.loc["pbft", "first"].startswith(f"{score('first'):.1f} ({lost:.1f} below [") and lost > 5
+
+
+def test_verdicts_are_of_the_rates_that_a_rule_gives(trials):
+    found = rates.verdicts_by_rule(trials, 2.0)
+    assert set(found) == {"first", "other tasks", "hindsight"}
+    chosen = {pair.cells and next(iter(pair.cells.values()))[0][0]["variant"] for pair in found["hindsight"][0].pairs}
+    assert chosen == {"learning_rate=5e-05"}
+
+
+def test_a_study_with_one_rate_has_no_rules(tmp_path):
+    path = make_study(tmp_path, shots=(16,), seeds=range(2), methods=[{"method": "vanilla"}])
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), lambda run, domain: 1.0, 0.3)
+    trials = collect(path, str(tmp_path / "outputs")).trials
+    assert rates.by_rule(trials).empty and rates.verdicts_by_rule(trials, 2.0) == {} and rates.regret_table(pd.DataFrame()).empty
+
+
+def test_the_probability_of_improvement_is_the_share_of_pairs_won():
+    one, other = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 1.0])}
+    assert rates.probability_of_improvement(one, other) == pytest.approx((1.0 + 0.5) / 2)
