@@ -7,6 +7,7 @@ place, so a variation (three labels instead of two) is a few lines.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, reduce
@@ -19,12 +20,13 @@ from lowres.tasks.table import FORMATS, Table, read_table
 from lowres.tasks.task_file import Source, TaskFile, extended_task, read_task
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from lowres.tasks.task_file import Hub
 
 
-UNSEEN = "[\u200b\u200c\u200d\u2060\ufeff]"  # characters of no width
+UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
 SKEWED = 10  # times as many rows as the rarest label has: from there the commonest one is spoken of
 
 
@@ -112,11 +114,11 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
             raise BadInput(f"{spec.name}: {set_name}: has no row")
     pool = _rows(spec, "pool", spec.pool, data_dir, task, read)
     task.pool = _cleaned(pool, task)
-    if spec.unlabelled:
-        task.unlabelled = _without_labels(spec, data_dir, task, read)
     for index, label in enumerate(spec.labels):
         if not (task.pool["label"] == index).any():
             raise BadInput(f"{spec.name}: pool: no row of the label {label!r} is there ({task.notes[-1].removeprefix('pool: ')})")
+    if spec.unlabelled:
+        task.unlabelled = _without_labels(spec, data_dir, task, read)
     for set_name in set(task.evaluation) - set(read_task(name).evaluation):
         others = task.evaluation[set_name]
         task.evaluation[set_name] = others.loc[~text_key(others, spec.text).isin(set(text_key(task.pool, spec.text)))]
@@ -155,11 +157,16 @@ def capped(rows: pd.DataFrame, most: int, strata: list[str]) -> pd.DataFrame:
 
 def text_key(rows: pd.DataFrame, text: list[str], alike: bool = False) -> pd.Series:
     """What makes two rows the same text; with `alike`, whatever their case, white space and Unicode form."""
-    parts = [rows[column].str.strip() for column in text]
-    if alike:
-        parts = [part.str.normalize("NFKC").str.replace(UNSEEN, "", regex=True).str.casefold().str.split().str.join(" ")
-                 for part in parts]
-    return reduce(lambda left, right: left + "\x1f" + right, parts)
+    if not alike:
+        return reduce(lambda left, right: left + "\x1f" + right, [rows[column].str.strip() for column in text])
+    columns = [[_alike(value) for value in rows[column]] for column in text]
+    return rows[text[0]].__class__(map("\x1f".join, zip(*columns)), index=rows.index, dtype=object)
+
+
+def _alike(value: str) -> str:
+    if not value.isascii():
+        value = unicodedata.normalize("NFKC", value).translate(UNSEEN)
+    return " ".join(value.casefold().split())
 
 
 def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table]) -> pd.DataFrame:
@@ -200,16 +207,19 @@ def _without_labels(spec: TaskFile, data_dir: str, task: Task, read: Callable[..
     return rows[kept]
 
 
-def _of_part(spec: TaskFile, name: str, table: Table, read: Callable[..., Table]) -> set[int]:
-    """The rows that the split gives to a part. Raises BadInput for a part that has none, or a split of another file."""
+def _of_part(spec: TaskFile, name: str, table: Table, read: Callable[..., Table]) -> np.ndarray:
+    """The numbers of the rows that the split gives to a part. Raises BadInput for a part that has none, or a split of another file."""
+    import numpy as np
+
     split = read(Path(spec.split), ("row", "part"))
     rows, parts = split.text("row"), split.text("part")
-    if len(rows) != len(table.frame) or list(rows) != [str(i) for i in range(len(rows))]:
+    if len(rows) != len(table.frame) or not all(map(str.__eq__, rows, map(str, range(len(rows))))):
         raise BadInput(f"{split.where}: has {len(rows):,} rows, {table.where} has {len(table.frame):,}: the file has changed since it was parted "
                        "(remove the task's files and make them anew by `lowres new`)")
-    if name not in set(parts):
+    found = np.flatnonzero(parts.to_numpy() == name)
+    if not len(found):
         raise BadInput(f"{spec.name}: split: no row is of the part {name!r}{near(name, set(parts.dropna()))}")
-    return {i for i, part in enumerate(parts) if part == name}
+    return found
 
 
 def _tables(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table]) -> list[Table]:
@@ -261,11 +271,16 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
 
 def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The pool without what also stands in an evaluation set, in whatever case, white space and Unicode form, and without repeats."""
+    import numpy as np
+    import pandas as pd
+
     text, own = task.file.text, [name for name, rows in task.file.evaluation.items() if not rows.task]
     key, alike = text_key(pool, text), text_key(pool, text, alike=True)
     evaluated = {found for name in own for found in text_key(task.evaluation[name], text, alike=True)}
     leaked = alike.isin(evaluated)
-    conflicting = pool["label"].groupby(key).transform("nunique") > 1
+    same, labels = key.factorize()[0], pool["label"].to_numpy()
+    pairs = np.unique(same * len(task.labels) + labels)  # of a text and a label
+    conflicting = pd.Series(np.bincount(pairs // len(task.labels))[same] > 1, index=pool.index)
     repeated = key.duplicated() & ~conflicting
     dropped = (f"dropped {leaked.sum()} that also stand in an evaluation set, {(conflicting & ~leaked).sum()} repeats whose labels disagree, "
                f"{(repeated & ~leaked).sum()} other repeats")

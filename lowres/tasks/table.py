@@ -7,9 +7,8 @@ quote, or not at all where they are tab-separated. What was guessed is among the
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ class Table:
     frame: pd.DataFrame
     lines: Sequence[int] = ()
     notes: list[str] = field(default_factory=list)
+    of_text: bool = False  # every cell is text, as it is in a file that knows nothing else
 
     def place(self, row: int) -> str:
         return f"row {row} (line {self.lines[row]})" if len(self.lines) else f"row {row}"
@@ -42,7 +42,7 @@ class Table:
         if column not in self.frame:
             raise BadInput(f"{self.where}: column {column!r} is missing{near(column, self.frame.columns)}")
         values = self.frame[column]
-        if all(type(value) is str for value in values):
+        if self.of_text or all(type(value) is str for value in values):
             return values
         return values.__class__([self._cell(value, i, column) for i, value in enumerate(values)], index=values.index, dtype=object)
 
@@ -149,13 +149,13 @@ def _quoting(cell: str) -> str:
 def _rows_without_quotes(path: Path, text: str, delimiter: str, notes: list[str]) -> tuple[list[list[str]], list[int]]:
     """Rows of a file that quotes, and the line each begins in; `notes` gets a word on a cell that has swallowed what looks like rows."""
     rows, lines, longer, begun = [], [], [], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if row:
                 rows.append(row)
                 lines.append(begun)
-                if any("\n" in cell for cell in row):
+                if reader.line_num > begun:
                     longer.append((begun, reader.line_num, [line for cell in row for line in cell.split("\n")[:-1]]))
             begun = reader.line_num + 1
     except csv.Error as error:
@@ -167,6 +167,16 @@ def _rows_without_quotes(path: Path, text: str, delimiter: str, notes: list[str]
             notes.append(f"{path.name}: lines {first} to {end} are one row, since a cell is quoted from one to the other, and hold what look "
                          "like rows of their own: is a quotation mark left open?")
     return rows, lines
+
+
+def _lines(text: str) -> Iterator[str]:
+    """A text's lines with their ends, one at a time (an io.StringIO takes four bytes a character)."""
+    start = 0
+    while end := text.find("\n", start) + 1:
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def _as_table(path: Path, rows: list[list[str]], lines: list[int], notes: list[str], delimiter: str) -> Table:
@@ -185,7 +195,7 @@ def _as_table(path: Path, rows: list[list[str]], lines: list[int], notes: list[s
             fields = f"{len(row)} field" + "s" * (len(row) != 1)
             raise BadInput(f"{shown(path)}: line {line} has {fields}, the header has {len(header)} ({', '.join(header)[:80]}): "
                            f"a cell with a {name} in it is put in quotation marks")
-    return Table(shown(path), pd.DataFrame(rows[1:], columns=header, dtype=object), lines[1:], notes)
+    return Table(shown(path), pd.DataFrame(rows[1:], columns=header, dtype=object), lines[1:], notes, of_text=True)
 
 
 def _json(path: Path, text: str, notes: list[str]) -> Table:
