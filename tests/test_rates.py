@@ -79,8 +79,9 @@ def test_verdicts_are_of_the_rates_that_a_rule_gives(trials):
     assert chosen == {"learning_rate=5e-05"}
 
 
-def test_a_study_with_one_rate_has_no_rules(tmp_path):
-    path = make_study(tmp_path, shots=(16,), seeds=range(2), methods=[{"method": "vanilla"}])
+@pytest.mark.parametrize("method", ["vanilla", "in_context"])
+def test_a_study_with_one_rate_or_none_has_no_rules(tmp_path, method):
+    path = make_study(tmp_path, shots=(16,), seeds=range(2), methods=[{"method": method}])
     fill(read_study(path, outputs=str(tmp_path / "outputs")), lambda run, domain: 1.0, 0.3)
     trials = collect(path, str(tmp_path / "outputs")).trials
     assert rates.by_rule(trials).empty and rates.verdicts_by_rule(trials, 2.0) == {} and rates.regret_table(pd.DataFrame()).empty

@@ -36,6 +36,8 @@ def rated(trials: pd.DataFrame) -> pd.DataFrame:
     if not len(trials):
         return trials
     part = trials[(trials["learning_rate"] != "") & (~trials["ablation"] | (trials["chosen_from"] != ""))]
+    if not len(part):
+        return part
     setting = [",".join(piece for piece in variant.split(",") if piece.split("=")[0] != "learning_rate") for variant in part["variant"]]
     part = part.assign(setting=setting, chose=part["chosen_from"] != "")
     part["setting"] = part["setting"].mask(part["chose"], part["setting"].str.replace(r",?choose=.*", "", regex=True))
