@@ -18,10 +18,10 @@ WordScore = Literal["sum", "mean", "first"]
 ClassWeights = Literal["none", "balanced"]
 CHOOSABLE = ("learning_rate", "epochs", "pattern", "label_words")
 Head = Literal["verbalizer", "classifier"]
-# PEFT's types that are known to work here (a test tries each), and BITFIT, which is none of PEFT's. Left out are those that want
+# PEFT's types that are known to work here (a test tries each), and two which are none of PEFT's, BITFIT and BOTTLENECK. Left out are those that want
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
 PEFT_TYPES = (
-    "LORA", "BITFIT", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LN_TUNING", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA",
+    "LORA", "BITFIT", "BOTTLENECK", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LN_TUNING", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA",
     "FOURIERFT", "VBLORA", "MISS", "RANDLORA", "ROAD", "HIRA", "C3A", "WAVEFT", "OSF", "DELORA", "GRALORA",
 )
 
@@ -172,7 +172,7 @@ class LoRA(Trained):
     alpha: int = Field(8, ge=1, description="LORA: the product is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="LORA: of what goes into A")
     target_modules: list[str] = Field([], description="modules to adapt by the end of their names; empty: PEFT's choice (LORA: query and value)")
-    peft_type: str = Field("LORA", description="LORA, BITFIT (all biases), IA3, PROMPT_TUNING or another type of PEFT's")
+    peft_type: str = Field("LORA", description="LORA, BITFIT (all biases), BOTTLENECK, IA3, PROMPT_TUNING or another type of PEFT's")
     peft_options: dict[str, Any] = Field({}, description="keys of that type's PEFT configuration, such as num_virtual_tokens")
     head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first, plain for a classifier")
@@ -194,8 +194,8 @@ class LoRA(Trained):
     @field_validator("save_adapter")
     @classmethod
     def _has_where_to_go(cls, save_adapter: bool, others: ValidationInfo) -> bool:
-        if save_adapter and others.data.get("peft_type") == "BITFIT":
-            raise ValueError("BITFIT changes the model's own biases, so there is no adapter to keep")
+        if save_adapter and (peft_type := others.data.get("peft_type")) in ("BITFIT", "BOTTLENECK"):
+            raise ValueError(f"{peft_type} is no type of PEFT's, so there is no adapter that it could load")
         if save_adapter and not others.data.get("output_dir"):
             raise ValueError("output_dir is empty, so there is nowhere to keep an adapter")
         return save_adapter

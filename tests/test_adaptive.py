@@ -12,7 +12,7 @@ from lowres.methods import layers_and_corpus
 from lowres.methods.choose import pattern as choose
 from lowres.methods.layers_and_corpus import above_layers, frozen, layer_groups, text_loss, top_layers, train_on_corpus
 from lowres.methods.training import linear_schedule, steps, train, warmup_steps
-from lowres.models.backbone import layer_stack
+from lowres.models.adapters import layer_stack
 from lowres.models.batches import encode, pack
 from lowres.models.heads import Classifier, Verbalizer
 from lowres.parameters import validated

@@ -24,10 +24,10 @@ TEXTS = [[2, 5, 6, 7], [2, 9, 10, 11, 12, 13], [2, 20]]
 TOKENS = {"num_virtual_tokens": 4}
 OPTIONS = {  # what a type wants at the tiny models' sizes
     "PROMPT_TUNING": TOKENS, "P_TUNING": TOKENS, "PREFIX_TUNING": TOKENS, "MISS": {"r": 4}, "ROAD": {"group_size": 4},
-    "C3A": {"block_size": 16}, "VBLORA": {"vector_length": 16, "num_vectors": 8}, "WAVEFT": {"n_frequency": 20}, "FOURIERFT": {"n_frequency": 20},
+    "C3A": {"block_size": 16}, "VBLORA": {"vector_length": 16, "num_vectors": 8}, "WAVEFT": {"n_frequency": 20}, "BOTTLENECK": {"width": 8}, "FOURIERFT": {"n_frequency": 20},
 }
 
-OFTEN = ("LORA", "BITFIT", "PROMPT_TUNING", "PREFIX_TUNING")  # one of each kind; the others take a minute
+OFTEN = ("LORA", "BITFIT", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING")  # one of each kind; the others take a minute
 
 
 def parameters(model="smollm2-135m", **given):
@@ -93,6 +93,7 @@ def test_each_type_is_pefts_own_function_and_leaves_no_trace(tiny_llama, tiny_op
 
 @pytest.mark.parametrize(("peft_type", "names"), [
     ("LORA", ("lora_A", "lora_B")), ("IA3", ("ia3_l",)), ("PROMPT_TUNING", ("prompt_encoder",)), ("BITFIT", (".bias",)),
+    ("BOTTLENECK", (".bottleneck.",)),
 ])
 @pytest.mark.parametrize("head_type", ["classifier", "verbalizer"])
 def test_only_the_intended_weights_move(tiny_opt, peft_type, names, head_type):
@@ -120,6 +121,35 @@ def test_lora_counts_are_those_of_its_matrices(tiny_llama):
     assert trainable == 3 * (5 * (32 + 32) + 5 * (32 + 16))  # query 32 x 32 and value 32 -> 16 (two of four heads), in 3 layers
     table = adapters.describe(backbone)
     assert table["numbers"].sum() == trainable
+
+
+def test_a_new_bottleneck_changes_nothing_and_has_the_numbers_of_its_two_matrices(tiny_model):
+    backbone = backbone_of(tiny_model)
+    before, total = hidden(backbone), backbone.parameters()
+    attached(backbone, peft_type="BOTTLENECK", peft_options={"width": 5})
+    assert torch.equal(hidden(backbone), before)
+    size = backbone.model.config.hidden_size
+    trainable = sum(weight.numel() for weight in backbone.whole.parameters() if weight.requires_grad)
+    assert trainable == backbone.parameters() - total == 3 * (2 * 5 * size + 5 + size), "down, up and their biases, behind 3 layers"
+
+
+def test_a_bottleneck_adds_its_network_behind_each_layer(tiny_llama):
+    """Against transformers' own forward pass, the networks computed by hand between the layers."""
+    backbone = backbone_of(tiny_llama)
+    attached(backbone, peft_type="BOTTLENECK", peft_options={"width": 5})
+    nudge(backbone)
+    found, added = hidden(backbone), [layer.bottleneck for layer in backbone.model.model.layers]
+    backbone.restore()
+    for text, state in zip(TEXTS, found):
+        inner = backbone.model.model
+        with torch.no_grad():
+            states = inner.embed_tokens(torch.tensor([text]))
+            around = inner.rotary_emb(states, torch.arange(len(text))[None])
+            mask = torch.full((1, 1, len(text), len(text)), torch.finfo(torch.float32).min).triu(1)
+            for layer, one in zip(inner.layers, added):
+                states = layer(states, attention_mask=mask, position_embeddings=around)
+                states = states + torch.relu(states @ one.down.weight.T + one.down.bias) @ one.up.weight.T + one.up.bias
+            torch.testing.assert_close(inner.norm(states)[0, -1], state, atol=2e-5, rtol=1e-4)
 
 
 def test_merged_equals_unmerged(tiny_model):
@@ -215,6 +245,9 @@ def test_query_and_value_are_found_by_pefts_own_table(tmp_path, config, expected
     ({"peft_type": "PROMPT_TUNING", "peft_options": {"num_virtual_tokens": 200}}, "more than the model's context of 256"),
     ({"peft_type": "PROMPT_TUNING", "peft_options": TOKENS, "target_modules": ["q_proj"]}, "changes no module"),
     ({"peft_type": "LN_TUNING"}, "LN_TUNING does not fit"),
+    ({"peft_type": "BOTTLENECK"}, "BOTTLENECK takes {width: 64}"),
+    ({"peft_type": "BOTTLENECK", "peft_options": {"width": 0}}, "BOTTLENECK takes {width: 64}"),
+    ({"peft_type": "BOTTLENECK", "peft_options": {"width": 4}, "compiled": True}, "would not see BOTTLENECK's adapters"),
     ({"head": "classifier", "peft_options": {"modules_to_save": ["fc1"]}}, "modules_to_save"),
 ])
 def test_bad_input_is_told_before_weights_are_read(tiny_opt, given, said):
@@ -227,7 +260,7 @@ def test_bad_input_is_told_before_weights_are_read(tiny_opt, given, said):
     ({"peft_type": "IA3", "rank": 4}, "peft_type: 'IA3' is not accepted: rank would have no effect"),
     ({"rank": 0}, "rank: 0"),
     ({"save_adapter": True}, "nowhere to keep"),
-    ({"save_adapter": True, "output_dir": "x", "peft_type": "BITFIT"}, "no adapter to keep"),
+    ({"save_adapter": True, "output_dir": "x", "peft_type": "BITFIT"}, "no adapter that it could load"),
     ({"fidelity": "as_coded"}, "fidelity: 'as_coded' is not accepted: the authors ran learning_rate 1e-05, not 0.0002; head 'classifier'"),
     ({"fidelity": "as_coded", "head": "classifier", "learning_rate": 1e-5, "alpha": 16}, "the authors ran alpha 8, not 16"),
     ({"fidelity": "as_coded", "head": "classifier", "learning_rate": 1e-5, "pattern": "this_is"}, "the pattern 'as_coded', not 'this_is'"),

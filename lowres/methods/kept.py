@@ -103,6 +103,8 @@ def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, 
         raise BadInput(SEVERAL_TOKENS)
     with torch.no_grad():
         rows = (backbone.output[head.ids] if isinstance(head, Verbalizer) else head.weight).detach().float().cpu().clone()
+    if backbone.bottlenecks:
+        raise BadInput("keep: a bottleneck adapter is no part of transformers' own models: LORA, or a method that trains the weights, can be kept")
     if backbone.adapter is not None:
         if not hasattr(backbone.adapter, "merge_and_unload") or backbone.adapter.active_peft_config.is_prompt_learning:
             raise BadInput("keep: virtual tokens in front of the text are no weights of the model: an adapter that can be merged (LORA) can be kept")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lowres.files import BadInput
 from lowres.methods.training import clip, must_be_finite
-from lowres.models.backbone import layer_stack
+from lowres.models.adapters import layer_stack
 from lowres.models.batches import Rows, encode, pack
 from lowres.models.heads import Verbalizer
 from lowres.tasks.shots import Streams

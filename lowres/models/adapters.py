@@ -1,14 +1,15 @@
 """Parameter-efficient fine-tuning through PEFT: adapters put into a backbone, taken out again, and saved in PEFT's own form.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) and its kin replace modules inside the model; prompt learning leaves the model alone
-and puts virtual tokens in front of every text; BITFIT is no type of PEFT's: the backbone's own biases train and nothing else does.
+and puts virtual tokens in front of every text. Two are no types of PEFT's: with BITFIT the backbone's own biases train and nothing else does; with
+BOTTLENECK a small network behind each layer.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +33,16 @@ FIXED = {
 }
 
 
-def configuration(p) -> PeftConfig | None:
-    """PEFT's configuration for a method's parameters; None for BITFIT. Raises BadInput for a key that PEFT does not know."""
+def configuration(p) -> PeftConfig | BottleneckConfig | None:
+    """PEFT's configuration for a method's parameters, or BOTTLENECK's; None for BITFIT. Raises BadInput for a key that PEFT does not know."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     if p.peft_type == "BITFIT":
         if p.peft_options or p.target_modules:
             raise BadInput("peft_type: BITFIT takes neither peft_options nor target_modules: all biases train")
         return None
+    if p.peft_type == "BOTTLENECK":
+        return _bottleneck_config(p)
     schema = PEFT_TYPE_TO_CONFIG_MAPPING[p.peft_type]
     known = {field.name for field in fields(schema)}
     for key in p.peft_options:
@@ -63,6 +66,46 @@ def configuration(p) -> PeftConfig | None:
     return config
 
 
+def _bottleneck_config(p) -> BottleneckConfig:
+    width = p.peft_options.get("width")
+    if set(p.peft_options) != {"width"} or type(width) is not int or width < 1 or p.target_modules:
+        raise BadInput("peft_options: BOTTLENECK takes {width: 64}, a whole number, and no target_modules: there is one behind each layer")
+    if p.compiled:
+        raise BadInput("compiled: true would not see BOTTLENECK's adapters, which stand behind the layers: false is wanted")
+    return BottleneckConfig(width)
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """How wide the narrow part is."""
+
+    width: int
+    is_prompt_learning = False
+
+
+class Bottleneck(nn.Module):
+    """h + W_up relu(W_down h) behind a layer (Houlsby et al. 2019, arXiv 1902.00751), one a layer, behind its feed-forward part (Pfeiffer et al.
+    2021, arXiv 2005.00247). W_up starts at 0, so that a new one changes nothing."""
+
+    def __init__(self, hidden: int, width: int):
+        super().__init__()
+        self.down, self.up = nn.Linear(hidden, width), nn.Linear(width, hidden)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.up(self.down(hidden).relu())
+
+
+def _bottlenecks(backbone, width: int) -> None:
+    backbone.model.requires_grad_(False)
+    for layer in layer_stack(backbone.model.base_model):
+        layer.bottleneck = Bottleneck(backbone.model.config.hidden_size, width).to(backbone.device)
+        hook = layer.register_forward_hook(lambda layer, _, out: (layer.bottleneck(out[0]), *out[1:]) if isinstance(out, tuple)
+                                           else layer.bottleneck(out))
+        backbone.bottlenecks.append((layer, hook))
+
+
 def targets(p) -> str | list[str] | None:
     """target_modules as PEFT takes them; None leaves the choice to its own table of model families."""
     return "all-linear" if p.target_modules == ["all-linear"] else list(p.target_modules) or None
@@ -71,7 +114,7 @@ def targets(p) -> str | list[str] | None:
 def attach(backbone, config: PeftConfig | None, seed: int) -> nn.Module | None:
     """Puts an adapter with weights drawn from `seed` into the backbone and freezes all else; `backbone.restore()` takes it out.
 
-    Returns the PeftModel (None for BITFIT, whose biases are the backbone's own). Raises BadInput for target modules that match
+    Returns the PeftModel (None for what is none of PEFT's). Raises BadInput for target modules that match
     nothing, a rank above a module's width, a backbone without biases.
     """
     if config is None:
@@ -80,12 +123,19 @@ def attach(backbone, config: PeftConfig | None, seed: int) -> nn.Module | None:
     devices = [backbone.device] if backbone.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
+        if isinstance(config, BottleneckConfig):
+            _bottlenecks(backbone, config.width)
+            return None
         backbone.adapter = inject(backbone.model, config, backbone.name)
     return backbone.adapter
 
 
 def detach(backbone) -> None:
     """Takes the adapter out again. Base weights that it changed (merged, biases) are `restore`'s to put back."""
+    for layer, hook in backbone.bottlenecks:
+        hook.remove()
+        del layer.bottleneck
+    backbone.bottlenecks.clear()
     adapter, backbone.adapter = backbone.adapter, None
     if adapter is not None and not adapter.active_peft_config.is_prompt_learning:
         adapter.base_model.unload()
@@ -173,6 +223,20 @@ def behind_prompt(adapter: nn.Module | None, embed: nn.Module, rows) -> tuple[di
     }, count
 
 
+def layer_stack(model: nn.Module) -> nn.ModuleList:
+    """A decoder's layers, lowest first: the longest list of modules of one type that lies in no other such list.
+
+    Found by structure, since every family names them otherwise; a mixture's experts lie inside a layer. Raises BadInput if none is there.
+    """
+    lists = [module for module in model.modules()
+             if isinstance(module, nn.ModuleList) and len(module) and len({type(item) for item in module}) == 1]
+    inside = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
+    outermost = [module for module in lists if id(module) not in inside]
+    if not outermost:
+        raise BadInput(f"model: {type(model).__name__} has no stack of layers of one type, which adapt: layers and compiled: true want")
+    return max(outermost, key=len)
+
+
 def describe(backbone) -> pd.DataFrame:
     """A line for each kind of weight that trains: its name's last parts, how many there are, their shape, all their numbers together."""
     import pandas as pd
@@ -221,7 +285,7 @@ def check(p) -> None:
         raise BadInput(f"peft_options: num_virtual_tokens: {virtual} and max_length {p.max_length} are more than the model's context of {context}")
     if config is None:
         _train_biases(model, p.model)
-    elif not config.is_prompt_learning:
+    elif not config.is_prompt_learning and not isinstance(config, BottleneckConfig):
         inject(model, config, p.model)
 
 

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lowres.files import BadInput
-from lowres.models.adapters import behind_prompt, detach
+from lowres.models.adapters import behind_prompt, detach, layer_stack
 from lowres.models.identity import weights_files
 from lowres.models.weights import context_length, load_model, load_tokenizer, prefix_tokens, resolve
 
@@ -39,6 +39,7 @@ class Backbone:
     precision: str
     compiled: bool = False
     adapter: nn.Module | None = None  # PEFT's, while one is attached
+    bottlenecks: list = field(default_factory=list)  # what takes bottleneck adapters out again, while there are any
     trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
     continued: int = 0  # tokens of label words that it has read behind texts, to count what they cost
 
@@ -183,20 +184,6 @@ def _check_head_is_linear(backbone: Backbone) -> None:
     expected = backbone.model.eval()(input_ids=torch.tensor([ids], device=backbone.device)).logits[0, -1]
     if not torch.allclose(states @ backbone.output.T, expected, atol=1e-2, rtol=1e-2):
         raise BadInput(f"model: {backbone.name!r}: its language-model head is no plain product, or it ignores position_ids; not supported")
-
-
-def layer_stack(model: nn.Module) -> nn.ModuleList:
-    """A decoder's layers, lowest first: the longest list of modules of one type that lies in no other such list.
-
-    Found by structure, since every family names them otherwise; a mixture's experts lie inside a layer. Raises BadInput if none is there.
-    """
-    lists = [module for module in model.modules()
-             if isinstance(module, nn.ModuleList) and len(module) and len({type(item) for item in module}) == 1]
-    inside = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
-    outermost = [module for module in lists if id(module) not in inside]
-    if not outermost:
-        raise BadInput(f"model: {type(model).__name__} has no stack of layers of one type, which adapt: layers and compiled: true want")
-    return max(outermost, key=len)
 
 
 # torch.compile for the layers: what a layer does between its matrix products, which reads and writes memory more than it computes, becomes a few

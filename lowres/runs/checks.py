@@ -114,8 +114,8 @@ def forget_files() -> None:
 def check_method(p: Parameters) -> None:
     """What a method asks of the task and of the model's form: patterns, ranks, target modules, layers. Builds the model without its weights."""
     if p.compiled:
-        from lowres.models.adapters import shape_of
-        from lowres.models.backbone import check_compiler, layer_stack
+        from lowres.models.adapters import layer_stack, shape_of
+        from lowres.models.backbone import check_compiler
 
         check_compiler(p.device)
         layer_stack(shape_of(p.model))

@@ -22,8 +22,8 @@ from torch import nn
 
 from lowres.files import read_json, write_json
 from lowres.methods.choose import NOT_TRIED
-from lowres.models.adapters import shape_of
-from lowres.models.backbone import layer_stack, resolved_precision, without_weights
+from lowres.models.adapters import layer_stack, shape_of
+from lowres.models.backbone import resolved_precision, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import word_tokens
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters

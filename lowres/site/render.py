@@ -146,8 +146,14 @@ def _anchored(heading: Tag, number: int) -> tuple[int, str, str]:
     return level, heading["id"], heading.get_text().strip()
 
 
+SHORT = 24  # characters of a cell that does not wrap
+
+
 def _readable(soup: BeautifulSoup, table: Tag) -> None:
-    """A table scrolls in a box of its own, and says which cells are headers of what."""
+    """A table scrolls in a box of its own, and says which cells are headers of what; what is short stays in one line."""
+    for cell in table("td"):
+        if len(cell.get_text()) <= SHORT:
+            cell["class"] = "short"
     for cell in table("th"):
         cell["scope"] = "col" if cell.find_parent("thead") else "row"
     box = soup.new_tag("div", attrs={"class": "scroll", "role": "group", "tabindex": "0", "aria-label": "table"})
