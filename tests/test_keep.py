@@ -72,6 +72,7 @@ def test_a_baseline_is_kept_as_plain_arrays_and_answers_as_its_trial_did(study, 
     place, said = keep.keep(study, run_of(study, f"method=baselines,classifier={classifier}"), None, str(tmp_path / "kept"))
     assert "Loaded anew by lowres" in said and "gave 40 evaluation rows the labels" in said and "They are those of the study's records" in said
     assert {path.name for path in place.iterdir()} == {"classifier.safetensors", "lowres.json", "README.md", "SHA256SUMS"}
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o644}
     told = lowres.load(str(place)).predict(["The nurse has written a letter.", " "])
     assert told["p(acceptable)"][0] + told["p(unacceptable)"][0] == pytest.approx(1) and told["note"][1] == "empty text"
 

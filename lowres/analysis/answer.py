@@ -83,7 +83,7 @@ def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
 
 
 def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    domains = {"in": "in domain", "out": "out of domain"}
+    domains = {key: title for key, title in (("in", "in domain"), ("out", "out of domain")) if (part["domain"] == key).any()}
     bars = part.groupby("domain")[["constant", "untrained"]].mean().T.to_dict()
     rows, above = [], {domain: [] for domain in domains}
     each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")}
@@ -103,7 +103,7 @@ def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         cells = [bars.get(domain, {}).get(name, np.nan) for domain in domains]
         if not np.isnan(cells).all():
             rows.insert(0, [title, *("" if np.isnan(cell) else f"{100 * cell:.1f}" for cell in cells), ""])
-    said = [f"{title}: {', '.join(above[domain]) or 'none'}" for domain, title in domains.items() if domain in bars]
+    said = [f"{title}: {', '.join(above[domain]) or 'none'}" for domain, title in domains.items()]
     yardsticks = "the constant answer, the untrained model" + (" and TF-IDF" if counted else "")
     return (pd.DataFrame(rows[:MOST_LINES], columns=["", *domains.values(), "s a trial"]),
             f"Shown to be above {yardsticks}, {'; '.join(said)}.")

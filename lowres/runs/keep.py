@@ -105,6 +105,8 @@ def keep(study: Study, run: Run, seed: int | None = None, folder: str = "", all_
             raise BadInput(f"keep: the trial could not be trained again: {ended.message}")
         found = _checked(made, scratch, run, trial["seed"], all_rows)
         write_whole(made / "README.md", card(run, trial, found, read_json(made / ABOUT), rows))
+        for path in made.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         sums = [f"{sha256(path)}  {path.relative_to(made)}" for path in sorted(made.rglob("*")) if path.is_file()]
         write_whole(made / "SHA256SUMS", "\n".join(sums) + "\n")
         with whole_folder(target) as beside:  # scratch may lie on another disk
