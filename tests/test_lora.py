@@ -24,7 +24,8 @@ TEXTS = [[2, 5, 6, 7], [2, 9, 10, 11, 12, 13], [2, 20]]
 TOKENS = {"num_virtual_tokens": 4}
 OPTIONS = {  # what a type wants at the tiny models' sizes
     "PROMPT_TUNING": TOKENS, "P_TUNING": TOKENS, "PREFIX_TUNING": TOKENS, "MISS": {"r": 4}, "ROAD": {"group_size": 4},
-    "C3A": {"block_size": 16}, "VBLORA": {"vector_length": 16, "num_vectors": 8}, "WAVEFT": {"n_frequency": 20}, "BOTTLENECK": {"width": 8}, "FOURIERFT": {"n_frequency": 20},
+    "C3A": {"block_size": 16}, "VBLORA": {"vector_length": 16, "num_vectors": 8}, "WAVEFT": {"n_frequency": 20}, "FOURIERFT": {"n_frequency": 20},
+    "BOTTLENECK": {"width": 8},
 }
 
 OFTEN = ("LORA", "BITFIT", "BOTTLENECK", "PROMPT_TUNING", "PREFIX_TUNING")  # one of each kind; the others take a minute
