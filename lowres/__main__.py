@@ -224,14 +224,15 @@ def keep(
     from lowres.runs.keep import keep
 
     plan = select(read_study(study, data_dir, outputs), only)
-    place, checked = keep(plan, plan.runs[0] if len(plan.runs) == 1 else _best(plan), seed, folder, all_rows)
+    chosen = plan.runs[0] if len(plan.runs) == 1 else _best(plan)
+    place, checked = keep(plan, chosen, seed, folder, all_rows)
     print(checked)
     print(f"kept: {shown(place)} (its README.md says how good it is and how to use it)")
 
 
 def _best(study: Study) -> Run:
     """Of the runs that train, the most accurate one on average over domains, at the most shots."""
-    from lowres.analysis.answer import at_most_shots, main_lines
+    from lowres.analysis.answer import Budget, advise, at_most_shots, main_lines
     from lowres.analysis.collect import collect_study
     from lowres.methods.kept import NOTHING_TO_KEEP
 
@@ -242,7 +243,10 @@ def _best(study: Study) -> Run:
         raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
     lines = at_most_shots(lines[~lines["method"].isin(list(NOTHING_TO_KEEP))])[0]
     means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
-    return next(run for run in study.runs if str(run.folder) == means.idxmax())
+    best = next(run for run in study.runs if str(run.folder) == means.idxmax())
+    unsure = "no clear winner" in advise(lines, Budget())
+    print(f"{best.name}: the most accurate on average{', though not shown to be the best (no clear winner)' if unsure else ''}")
+    return best
 
 
 @app.command()

@@ -253,7 +253,7 @@ def _score(side: list[Line], measure: str, seeds: list[int]) -> np.ndarray:
 # the logged runs it stands for. Each setting has one or two distinct results; see `note`. Their in-domain CoLA set contains the out-of-domain one,
 # and all accuracies are the last epoch's.
 OUT = {"cola": "cola_out_of_domain_dev", "mnli": "hans"}  # the out-of-domain set that is compared
-LAYERS = "layers"  # the authors' "adaptive"
+THEIR_ADAPTIVE = "layers"  # what the authors ran as "adaptive"
 
 
 @cache
@@ -294,7 +294,7 @@ def difference(contrast: Contrast) -> tuple[float, int] | None:
 
 def _of_side(side: Side, task: str, domain: str) -> pd.DataFrame | None:
     where = dict(side.where)
-    if where.get("adapt", LAYERS) != LAYERS or where.get("inputs") == "pool":
+    if where.get("adapt", THEIR_ADAPTIVE) != THEIR_ADAPTIVE or where.get("inputs") == "pool":
         return None  # nothing was published for these readings
     parts = [part for method in side.methods if len(part := series(method, task, domain))]
     return pd.concat(parts) if parts else None

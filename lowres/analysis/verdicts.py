@@ -49,7 +49,7 @@ class ClaimResult:
 
 
 def judge(trials: pd.DataFrame, margin: float, flips: bool = True) -> list[ClaimResult]:
-    """The seven claims over a study's trials (`collection.collect`); margin in percentage points."""
+    """The seven claims over a study's trials (`collect.collect`); margin in percentage points."""
     lines = relevant(trials)
     found = [_weighed(claim, lines, margin, flips) for claim in CLAIMS]
     p, towards = np.array([one.p for one in found]), np.array([one.towards for one in found])

@@ -166,11 +166,11 @@ def _words(names: list[str], tokens_of: Callable[[str], list[int]]) -> tuple[lis
 
 
 def _study(name: str, shots: int, fits: bool, labels: int) -> dict:
-    """All methods; where words say nothing, or a context cannot hold all labels, those that need neither. Rates and epochs are those that learnt on
-    the task `sentiment`; the paper's 1e-5 hardly does."""
+    """All methods (a pattern is chosen from 16 shots on); where words say nothing, or a context cannot hold all labels, those that need neither.
+    Rates and epochs are those that learnt on the task `sentiment`; the paper's 1e-5 hardly does."""
     head = {} if fits else {"head": "classifier"}
     trained = [{"method": "vanilla"}, {"method": "lora", "set": {"learning_rate": 1.0e-3, **head}},
-               {"method": "adaptive", "set": {"adapt": "layers", **head}}]
+               {"method": "adaptive", "set": dict(head), "vary": {"adapt": ["pattern", "layers"] if fits and shots >= 16 else ["layers"]}}]
     worded = [{"method": "pbft"}, *([{"method": "in_context"}, {"method": "distillation"}] if labels <= 20 else [])] if fits else []
     return {"description": f"Which method should I use on {name}, and does it hold elsewhere? The same six draws of labelled examples for each.",
             "set": {"model": "smollm2-135m", "seeds": [0, 1, 2, 3, 4, 5], "evaluation_rows": 500, "epochs": 10, "learning_rate": 5.0e-5},
