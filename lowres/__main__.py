@@ -234,18 +234,27 @@ def _best(study: Study) -> Run:
     """Of the runs that train, the most accurate one on average over domains, at the most shots."""
     from lowres.analysis.answer import Budget, advise, at_most_shots, main_lines
     from lowres.analysis.collect import collect_study
-    from lowres.methods.kept import NOTHING_TO_KEEP
+    from lowres.methods.kept import check_can_be_kept
+
+    def can_be_kept(run: Run) -> bool:
+        try:
+            check_can_be_kept(run.method, run.parameters)
+        except BadInput:
+            return False
+        return True
 
     lines = main_lines(collect_study(study).trials)
     if not len(lines):
         raise BadInput(f"{study.name}: there are no results to choose by: `lowres run {study.name}` makes them")
     if lines["task"].nunique() > 1:
         raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
-    lines = at_most_shots(lines[~lines["method"].isin(list(NOTHING_TO_KEEP))])[0]
+    lines = at_most_shots(lines[lines["folder"].isin([str(run.folder) for run in study.runs if can_be_kept(run)])])[0]
+    if not len(lines):
+        raise BadInput(f"{study.name}: no run leaves a model that can be kept: --only names one, and says why not")
     means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
     best = next(run for run in study.runs if str(run.folder) == means.idxmax())
     unsure = "no clear winner" in advise(lines, Budget())
-    print(f"{best.name}: the most accurate on average{', though not shown to be the best (no clear winner)' if unsure else ''}")
+    print(f"{best.name}: the most accurate that can be kept, on average{', though not shown to be the best (no clear winner)' if unsure else ''}")
     return best
 
 

@@ -6,7 +6,7 @@ cell, and its file in `parameters/methods/`. All are flat, so that papermill and
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
@@ -16,7 +16,6 @@ Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
 WordScore = Literal["sum", "mean", "first"]
 ClassWeights = Literal["none", "balanced"]
-CHOOSABLE = ("learning_rate", "epochs", "pattern", "label_words")
 Head = Literal["verbalizer", "classifier"]
 # PEFT's types that are known to work here (a test tries each), and two which are none of PEFT's, BITFIT and BOTTLENECK. Left out are those that want
 # a loop of their own (ADALORA), task numbers (POLY, MULTITASK_PROMPT_TUNING) or the weights before they can be checked (FROD).
@@ -78,17 +77,20 @@ class Trained(Parameters):
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     class_weights: ClassWeights = Field("none", description="balanced: of uneven shots each class counts as much as the others")
+    choosable: ClassVar[tuple[str, ...]] = ("learning_rate", "epochs", "pattern", "label_words")
     choose: dict[str, list[Any]] = Field({}, description="values of which the shots choose, for learning_rate, epochs, pattern or label_words")
 
     @field_validator("choose")
     @classmethod
     def _can_be_chosen(cls, choose: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in choose.items():
-            if key not in CHOOSABLE or key not in cls.model_fields:
-                raise ValueError(f"{key!r} cannot be chosen{near(key, [name for name in CHOOSABLE if name in cls.model_fields])}")
+            if key not in cls.choosable or key not in cls.model_fields:
+                raise ValueError(f"{key!r} cannot be chosen{near(key, [name for name in cls.choosable if name in cls.model_fields])}")
             if not values:
                 raise ValueError(f"{key}: at least one value is wanted")
-            kind = TypeAdapter(cls.model_fields[key].annotation, config=ConfigDict(strict=True))
+            field = cls.model_fields[key]
+            form = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+            kind = TypeAdapter(form, config=ConfigDict(strict=True, allow_inf_nan=False))
             for value in values:
                 try:
                     kind.validate_python(value)
@@ -238,6 +240,7 @@ class InContext(Parameters):
 class Distillation(Trained):
     """A student without context learns what the same model answers with it (Askell et al. 2021; Snell et al. 2022)."""
 
+    choosable: ClassVar[tuple[str, ...]] = ("learning_rate", "epochs")
     shots: CountOrAll = Field(16, description="labelled examples per class; all: the whole pool, as_coded only (with epochs: 3)")
     fidelity: Fidelity = Field("as_described", description="as_coded: random heads, teacher and student read the same prompt, gold labels")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
@@ -271,6 +274,8 @@ class Distillation(Trained):
     def _all_shots_are_as_coded(cls, fidelity: str, others: ValidationInfo) -> str:
         if fidelity == "as_described" and others.data.get("shots") == "all":
             raise ValueError("shots = all has no unlabelled input left: it goes with as_coded only")
+        if fidelity == "as_coded" and others.data.get("choose"):
+            raise ValueError("the authors chose nothing: choose goes with as_described only")
         return fidelity
 
     @field_validator("inputs")

@@ -343,3 +343,11 @@ def test_a_terminals_answer_names_who_is_above_every_yardstick_tfidf_among_them(
     without = answer.at_a_glance(trials[trials["method"] != "baselines"])[0][2]
     assert "TF-IDF" not in without and "out of domain: pbft, vanilla, lora" in without.replace("vanilla, pbft", "pbft, vanilla")
     assert answer.at_a_glance(trials.head(0)) == []
+
+
+def test_a_set_is_told_by_macro_f1_for_all_seeds_where_any_says_that_its_labels_are_uneven(tmp_path):
+    trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(4))).trials.assign(macro_f1=0.25)
+    says = trials["seed"] > 1
+    mixed = trials.assign(uneven=says.where(says), constant_macro_f1=np.where(says, 0.2, np.nan))
+    lines = answer.main_lines(mixed)
+    assert set(lines["accuracy"]) == {0.25} and set(lines["constant"]) == {0.2} and lines["set"].str.endswith(" (macro-F1)").all()

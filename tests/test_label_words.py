@@ -17,7 +17,7 @@ from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode
 from lowres.models.heads import Verbalizer, tokens_after_text, word_tokens
 from lowres.parameters import PBFT, Adaptive, Distillation
-from lowres.runs.checks import several_tokens
+from lowres.runs.checks import check_words, several_tokens
 from lowres.tasks.shots import Streams, draw
 
 ONE = [" No", " Yes", " Maybe"]
@@ -105,8 +105,6 @@ def test_training_on_them_lowers_the_loss_and_counts_their_tokens(backbone, inpu
     assert training.losses[-1] < training.losses[0] - 0.1
     behind = sum(len(ids) - 1 for ids in word_tokens(backbone.tokenizer, SEVERAL))
     assert training.tokens == 8 * (sum(map(len, inputs.ids)) + behind * len(inputs))
-    predict(backbone, head, {"a": inputs})
-    assert backbone.continued == behind * len(inputs)
 
 
 def test_a_teacher_answers_in_whole_words_and_a_student_learns_them(backbone, several_task):
@@ -175,6 +173,15 @@ def test_what_they_cost_and_what_would_be_cheaper_is_said(tiny_llama):
     assert f"{behind} more tokens are read behind each text" in said and "word_score: first compares these alone" in said
     assert several_tokens(tokenizer, SEVERAL, "first", "") == []
     assert "word_score" not in several_tokens(tokenizer, [" correct good", " correct bad"], "sum", "")[0]
+
+
+def test_words_for_which_a_text_leaves_no_room_are_refused(tiny_opt, several_task, tmp_path):
+    asked = {"model": tiny_opt, "task": str(tmp_path / "several.yaml")}
+    assert check_words(PBFT(**asked, max_length=250))
+    for given in ({"max_length": 256}, {"max_length": 255}):
+        with pytest.raises(BadInput, match="leaves no room for label words of 3 tokens: .* reads 256"):
+            check_words(PBFT(**asked, **given))
+    check_words(PBFT(**asked, max_length=256, label_words="one"))
 
 
 def test_a_model_that_answers_in_several_tokens_is_not_kept_as_a_classifier(tiny_llama, several_task, tmp_path):

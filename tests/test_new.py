@@ -111,7 +111,7 @@ def test_a_text_without_a_label_that_stands_in_the_pool_or_a_test_set_is_not_rea
 
 def test_labels_of_several_tokens_get_letters_and_methods_that_do_without_words(project):
     rows = ROWS.replace({"praise": "very_good_indeed", "complaint": "no_good"})
-    _, said = made(project, rows, tokens_of=lambda word: [word] * (1 if len(word) < 4 else 22))
+    _, said = made(project, rows, tokens_of=lambda word: [word] if len(word) < 4 else [" "] * 22 + [word])
     assert any("arbitrary, since the labels' names are too many tokens" in line for line in said)
     assert load_task("guests").file.words("") == [" A", " B"]
     runs = read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs
@@ -122,8 +122,17 @@ def test_labels_of_several_tokens_get_letters_and_methods_that_do_without_words(
 def test_labels_of_a_few_tokens_are_said_by_their_own_names(project):
     _, said = made(project, ROWS.replace({"praise": "very_good", "complaint": "Not_good"}), tokens_of=str.split)
     assert sorted(load_task("guests").file.words("")) == [" Not good", " very good"]
-    assert not any("arbitrary" in line for line in said)
-    assert "pbft" in {run.method for run in read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs}
+    assert not any("arbitrary" in line for line in said) and any("by their first tokens" in line for line in said)
+    runs = read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs
+    assert {"pbft", "lora"} <= {run.method for run in runs}
+    assert {run.parameters.word_score for run in runs if hasattr(run.parameters, "word_score")} == {"first"}, "which costs nothing and can be kept"
+
+
+def test_names_whose_first_tokens_are_the_same_are_read_whole_and_methods_with_a_new_head_can_be_kept(project):
+    made(project, ROWS.replace({"praise": "very_good", "complaint": "very_bad"}), tokens_of=str.split)
+    runs = read_study(str(project / "parameters" / "studies" / "guests.yaml")).runs
+    assert {run.parameters.word_score for run in runs if hasattr(run.parameters, "word_score")} == {"sum"}
+    assert all(run.parameters.head == "classifier" for run in runs if run.method == "lora" or run.variant.startswith("adapt=layers"))
 
 
 def test_a_file_that_has_changed_since_is_refused(project):

@@ -14,7 +14,7 @@ from lowres.files import BadInput
 from lowres.methods.choose import pattern as choose
 from lowres.methods.choose import search, settings, stratified_folds
 from lowres.methods.evaluation import predict
-from lowres.methods.training import Outcome, train
+from lowres.methods.training import Diverged, Outcome, train
 from lowres.models.batches import encode
 from lowres.models.heads import Classifier
 from lowres.parameters import validated
@@ -205,6 +205,20 @@ def test_every_shot_is_held_out_twice_and_every_half_has_as_many_of_each_label(t
     assert sorted(row for rows in trained for row in rows) == sorted([*shots.index] * 2)
     assert all(shots.loc[list(rows), "label"].value_counts().tolist() == [4, 4] for rows in trained)
     assert len({frozenset(rows) for rows in trained}) == 4
+    assert all(shots.loc[list(rows), "label"].tolist() == [0, 1] * 4 for rows in trained), "in turn, as a draw: distillation's folds go by it"
+
+
+def test_a_setting_with_which_training_diverges_loses_and_fails_nothing(told):
+    backbone, task = told
+    fit, _ = fit_of(backbone, lambda p: 1.0)
+
+    def diverging(shots, p, streams):
+        if p.learning_rate == 1e-3:
+            raise Diverged("learning_rate: 0.001: the training has diverged")
+        return fit(shots, p, streams)
+
+    choice, tokens = settings(backbone, diverging, draw(task.pool, 8, 0), asked(), 0)
+    assert choice.chosen is choice.default and choice.ranking[-1].settings == {"learning_rate": 1e-3} and tokens == 10 * 4 * 2
 
 
 def test_a_gain_within_its_error_or_fewer_than_eight_of_a_class_leave_the_default(told):
@@ -220,11 +234,21 @@ def test_a_gain_within_its_error_or_fewer_than_eight_of_a_class_leave_the_defaul
 @pytest.mark.parametrize(("values", "message"), [
     ({"rank": [1, 8]}, "'rank' cannot be chosen"), ({"learning_rte": [0.1]}, 'cannot be chosen .did you mean "learning_rate"'),
     ({"learning_rate": []}, "at least one value"), ({"learning_rate": ["1e-5"]}, "'1e-5' is no value of it"), ({"epochs": [1.5]}, "1.5 is no value"),
-    ({"pattern": ["x"]}, "'pattern' cannot be chosen"),
+    ({"pattern": ["x"]}, "'pattern' cannot be chosen"), ({"learning_rate": [-1.0]}, "-1.0 is no value"), ({"epochs": [0]}, "0 is no value"),
+    ({"learning_rate": [float("nan")]}, "nan is no value"),
 ])
 def test_what_cannot_be_chosen_is_one_sentence(values, message):
     with pytest.raises(BadInput, match=message):
         asked(choose=values)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"choose": {"pattern": ["it_was"]}}, "'pattern' cannot be chosen"),
+    ({"choose": {"epochs": [3]}, "fidelity": "as_coded"}, "the authors chose nothing"),
+])
+def test_a_student_chooses_rates_and_epochs_and_the_authors_nothing(values, message):
+    with pytest.raises(BadInput, match=message):
+        validated("distillation", values, "test")
 
 
 def test_a_run_chooses_anew_for_each_seed_and_counts_what_that_cost(tiny_llama, tmp_path):

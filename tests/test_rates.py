@@ -87,6 +87,20 @@ def test_a_study_with_one_rate_or_none_has_no_rules(tmp_path, method):
     assert rates.by_rule(trials).empty and rates.verdicts_by_rule(trials, 2.0) == {} and rates.regret_table(pd.DataFrame()).empty
 
 
+def test_a_first_rate_without_trials_is_left_out_and_the_other_rules_stay(trials):
+    rules = rates.by_rule(trials[~((trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5))])
+    assert picked(rules, "first") == {} and picked(rules, "hindsight") == {"cola": 5e-5, "mnli": 2e-4}
+
+
+def test_what_the_shots_chose_stands_beside_its_own_line(trials):
+    chose = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)]
+    asked = "{'learning_rate': [1e-05, 0.0002]}"
+    named = chose.assign(variant=f"choose={asked},rank=8", chosen_from=asked, ablation=True, folder="x")
+    patterns = chose.assign(variant="choose={'epochs': [1]}", chosen_from="{'epochs': [1]}", ablation=True, folder="y")
+    part = rates.rated(pd.concat([trials, named, patterns], ignore_index=True))
+    assert set(part[part["chose"]]["setting"]) == {"rank=8"} and set(part[part["chose"]]["folder"]) == {"x"}
+
+
 def test_the_probability_of_improvement_is_the_share_of_pairs_won():
     one, other = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 1.0])}
     assert rates.probability_of_improvement(one, other) == pytest.approx((1.0 + 0.5) / 2)

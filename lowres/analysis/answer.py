@@ -34,9 +34,12 @@ def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
     """
     part = main_runs(trials)
     part = part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
-    if "uneven" not in part or not (uneven := part["uneven"].eq(True)).any():
+    if "uneven" not in part or not part["uneven"].eq(True).any():
         return part
-    return part.assign(accuracy=part["accuracy"].mask(uneven, part["macro_f1"]), constant=part["constant"].mask(uneven, part["constant_macro_f1"]),
+    sets = [part["task"], part["set"]]
+    uneven = part["uneven"].eq(True).groupby(sets).transform("any")  # older trials do not say so
+    constant = part["constant_macro_f1"].groupby(sets).transform("max")
+    return part.assign(accuracy=part["accuracy"].mask(uneven, part["macro_f1"]), constant=part["constant"].mask(uneven, constant),
                        untrained=part["untrained"].mask(uneven), set=part["set"].mask(uneven, part["set"] + MACRO_F1))
 
 

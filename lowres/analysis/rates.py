@@ -40,7 +40,8 @@ def rated(trials: pd.DataFrame) -> pd.DataFrame:
         return part
     setting = [",".join(piece for piece in variant.split(",") if piece.split("=")[0] != "learning_rate") for variant in part["variant"]]
     part = part.assign(setting=setting, chose=part["chosen_from"] != "")
-    part["setting"] = part["setting"].mask(part["chose"], part["setting"].str.replace(r",?choose=.*", "", regex=True))
+    part["setting"] = part["setting"].str.replace(r",?choose=\{.*?\}", "", regex=True).str.strip(",")
+    part = part[~part["chose"] | part["chosen_from"].str.contains("'learning_rate'")]
     several = part[~part["chose"]].groupby([*LINE, "task"])["learning_rate"].transform("nunique").reindex(part.index, fill_value=0) > 1
     return part[several | part["chose"]]
 
@@ -81,7 +82,8 @@ def by_rule(trials: pd.DataFrame) -> pd.DataFrame:
     for key, lines in part.groupby([*LINE, "task"], sort=False):
         listed, chosen = lines[~lines["chose"]], lines[lines["chose"]]
         if len(listed):
-            rates = {FIRST: float(listed[listed["main"]]["learning_rate"].iloc[0]), ELSEWHERE: known.get(key),
+            first = listed[listed["main"]]["learning_rate"]
+            rates = {FIRST: float(first.iloc[0]) if len(first) else None, ELSEWHERE: known.get(key),
                      HINDSIGHT: best(scores.xs(key, level=[*LINE, "task"]))}
             found += [listed[listed["learning_rate"] == rate].assign(rule=rule) for rule, rate in rates.items() if rate is not None]
             found.append(_averaged(listed))

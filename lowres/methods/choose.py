@@ -29,12 +29,14 @@ import torch
 from lowres.files import BadInput
 from lowres.methods.evaluation import last_states, predict
 from lowres.methods.in_context import empty_example
+from lowres.methods.training import Diverged
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import Verbalizer, tokens_after_text
 from lowres.tasks.shots import Streams
 
 FOLDS = 4
 DIVISIONS = 2  # of the shots in halves
+DIVERGED = -1000.0  # log p of a model that is no model any more
 ENOUGH = 16  # shots per class below which a pattern's scores are noise and the default stays
 ENOUGH_FOR_HALVES = 8  # the same of settings
 NOT_TRIED = ("plain", "as_coded")  # no place for a word; the authors' input for their random head
@@ -110,13 +112,24 @@ def settings(backbone, fit: Callable, shots: pd.DataFrame, p, seed: int) -> tupl
     scores = np.zeros((len(options), len(shots)))
     if np.bincount(labels).min() >= ENOUGH_FOR_HALVES:
         for halves in _halves(labels, Streams(seed).folds):
+            half = in_turn(shots[halves])
             for i, one in enumerate(options):
-                head, training = fit(shots[halves], p.model_copy(update=one | {"choose": {}}), Streams(seed))
+                try:
+                    head, training = fit(half, p.model_copy(update=one | {"choose": {}}), Streams(seed))
+                except Diverged:
+                    scores[i, ~halves] += DIVERGED
+                    continue
                 tokens += training.tokens
                 held = encode(backbone, shots[~halves], backbone.trained[1], p.max_length)
                 logits = torch.from_numpy(predict(backbone, head, {"held": held})["held"])
                 scores[i, ~halves] += _of_gold(logits, labels[~halves]) / DIVISIONS
     return decided([Candidate(row, settings=one) for one, row in zip(options, scores)], shots, ENOUGH_FOR_HALVES), tokens
+
+
+def in_turn(shots: pd.DataFrame) -> pd.DataFrame:
+    """One of each label in turn, as a draw has them."""
+    nth = shots.groupby("label").cumcount().to_numpy()
+    return shots.iloc[np.lexsort((shots["label"].to_numpy(), nth))]
 
 
 def _halves(labels: np.ndarray, stream: np.random.Generator) -> list[np.ndarray]:

@@ -45,7 +45,6 @@ def last_states(backbone, ids: list[list[int]], cache=None, head=None) -> torch.
     before, branches = cache[0][0].shape[2] if cache else 0, head.branches if head else ()
     for rows in pack(ids, backbone.device, before, BUDGET, branches):
         states[rows.texts] = head.logits(backbone.hidden(rows, cache)) if head else backbone.hidden(rows, cache)
-    backbone.continued += len(ids) * sum(map(len, branches))
     return states
 
 

@@ -74,7 +74,7 @@ def write_with_answers(folder: Path, run, outcome: Outcome, about: dict[str, Any
             told["cut"] = [length > len(ids) for length, ids in zip(whole, (outcome.evaluation or run.evaluation)[name].ids)]
         parts.append(told)
     if baseline:
-        write_classifier(folder, outcome.classifier, task, p, about)
+        write_classifier(folder, outcome.classifier, task, p, about | {"precision": run.backbone.precision if p.classifier == "probe" else "float32"})
     else:
         write(folder, run.backbone, task.labels, about)
     pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
@@ -89,7 +89,7 @@ def write_classifier(folder: Path, classifier, task: Task, p, about: dict[str, A
     found, words = arrays(classifier)
     save_file({name: np.ascontiguousarray(part) for name, part in found.items()}, folder / CLASSIFIER)
     about |= {"classifier": p.classifier, "pattern": task.file.pattern(p.pattern) if p.classifier == "probe" else "", "text": task.file.text,
-              "labels": task.labels, "precision": "float32", "words": words}
+              "labels": task.labels, "words": words}
     pd.Series(about).to_json(folder / ABOUT, indent=1, force_ascii=False)
 
 

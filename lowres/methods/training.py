@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 CLIP = 1.0  # the gradient's norm is clipped at it, as transformers' Trainer does by default
 
 
+class Diverged(BadInput):
+    """A loss that is no number."""
+
+
 @dataclass
 class Training:
     """What one training left behind. losses: mean per example, one a step."""
@@ -89,9 +93,9 @@ def balanced(labels: torch.Tensor) -> torch.Tensor:
 
 
 def must_be_finite(loss: float, key: str, rate: float, step: int, last: int) -> None:
-    """Raises BadInput for a loss that is no number: what such a model answers is its first label, and would count as a result."""
+    """Raises Diverged for a loss that is no number: what such a model answers is its first label, and would count as a result."""
     if not math.isfinite(loss):
-        raise BadInput(f"{key}: {rate:g}: the loss is {loss} at step {step} of {last}: the training has diverged")
+        raise Diverged(f"{key}: {rate:g}: the loss is {loss} at step {step} of {last}: the training has diverged")
 
 
 def clip(weights: Iterable[nn.Parameter]) -> None:

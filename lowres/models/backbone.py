@@ -41,7 +41,6 @@ class Backbone:
     adapter: nn.Module | None = None  # PEFT's, while one is attached
     bottlenecks: list = field(default_factory=list)  # what takes bottleneck adapters out again, while there are any
     trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
-    continued: int = 0  # tokens of label words that it has read behind texts, to count what they cost
 
     @property
     def whole(self) -> nn.Module:

@@ -97,6 +97,9 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
 def _few(p: Parameters, pool: dict[str, int]) -> list[str]:
     """What is to be said of labels that have fewer rows than shots are asked for. Raises BadInput for them, unless that is allowed."""
     few = {label: count for label, count in pool.items() if isinstance(p.shots, int) and count < p.shots}
+    if few and min(few.values()) < 2 and getattr(p, "inputs", "") == "few-shot":
+        raise BadInput(f"{p.task}: inputs: few-shot shows the demonstrations of one half of the shots to the other: "
+                       f"{min(few, key=few.get)!r} has {min(few.values())} row, and 2 are wanted")
     if few and not p.uneven:
         raise BadInput(f"{p.task}: shots: {p.shots} is more than the {min(few.values()):,} examples that the pool has of its rarest label, "
                        f"{min(few, key=few.get)!r}; with uneven: true such a label gives what it has")
@@ -127,6 +130,7 @@ def check_method(p: Parameters) -> None:
 
 def check_words(p: Parameters) -> list[str]:
     """The pattern exists, and the model's tokenizer tells the label words apart. Returns what is to be said of words of several tokens."""
+    from lowres.models.heads import word_tokens
     from lowres.models.weights import load_tokenizer, resolve
 
     spec = read_task(p.task)
@@ -137,10 +141,19 @@ def check_words(p: Parameters) -> list[str]:
     if not hasattr(p, "label_words"):
         return []
     try:
+        _fits_behind(p, max((len(ids) for name in (p.label_words, *listed.get("label_words", ()))
+                             for ids in word_tokens(tokenizer, spec.words(name), p.word_score)), default=1) - 1)
         return [sentence for name in (p.label_words, *listed.get("label_words", ()))
                 for sentence in several_tokens(tokenizer, spec.words(name), p.word_score, f"{spec.name}: label_words: ")]
     except BadInput as error:
         raise BadInput(f"{spec.name}: {error}") from None
+
+
+def _fits_behind(p: Parameters, behind: int) -> None:
+    """Raises BadInput where a text of max_length tokens leaves no room for the label words' own."""
+    virtual = getattr(p, "peft_options", {}).get("num_virtual_tokens", 0)
+    if behind and virtual + p.max_length + behind > (context := without_weights(p.model).context_length):
+        raise BadInput(f"max_length: {p.max_length} leaves no room for label words of {behind + 1} tokens: {p.model!r} reads {context}")
 
 
 def several_tokens(tokenizer, words: list[str], score: str, where: str) -> list[str]:

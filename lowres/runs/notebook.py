@@ -23,6 +23,7 @@ from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
+from lowres.models.heads import word_tokens
 from lowres.models.identity import weights
 from lowres.parameters import Parameters, validated
 from lowres.runs import mistakes, records, summary
@@ -192,8 +193,7 @@ class Run:
         if backbone.compiled:
             seconds["compile"] = self.meter.compiling()
         evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
-        training, read = outcome.training, outcome.read + backbone.continued
-        backbone.continued = 0
+        training, read = outcome.training, outcome.read + self._behind() * sum(map(len, evaluation.values()))
         total, embedded = backbone.parameters(), backbone.embeddings()
         return {
             "shots_sha256": checksum(outcome.shots),
@@ -210,6 +210,14 @@ class Run:
                            max(0, training.skipped - embedded)),
             **outcome.extra,
         }
+
+    def _behind(self) -> int:
+        """Tokens of label words that are read behind each text, beside the first of each word."""
+        p = self.parameters
+        if self.backbone.trained:
+            return sum(map(len, self.backbone.trained[0].branches))
+        words = self.task.file.words(p.label_words) if hasattr(p, "label_words") else []
+        return sum(len(ids) - 1 for ids in word_tokens(self.backbone.tokenizer, words, p.word_score)) if words else 0
 
     def finish(self) -> None:
         """Writes the record and fills in the answer on top; says where the record is, and whether the trials are trials."""

@@ -82,7 +82,7 @@ def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, he
         said.append(f"{unlabelled:,} rows have no label: their texts may be read by adaptive (adapt: corpus) and distillation (inputs: pool)")
     parts, more = _parted(texts, labels, table, source, held_out)
     names = [str(value) for value in counts.index]
-    words, fits = _words(names, tokens_of)
+    words, kind = _words(names, tokens_of)
     evaluation = {"test": {"domain": "in", "part": "test"}, **{_plain(value): {"domain": "out", "part": value} for value in held_out}}
     if len(paths) > 1:
         evaluation["elsewhere"] = {"domain": "out", "path": 1}
@@ -91,17 +91,18 @@ def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, he
             "split": f"{name}.split.csv", "text": list(text), "label": label, "labels": names,
             **({"relabel": {"": None}, "unlabelled": {"part": UNLABELLED}} if unlabelled else {}), "pool": {"part": "pool"}, "evaluation": evaluation,
             "patterns": {"label": f"{head}\n{label.capitalize()}:", "plain": head, "it_was": f"{head} It was"},
-            "label_words": {"names" if fits else "letters": dict(zip(names, words))}}
+            "label_words": {kind if kind == "letters" else "names": dict(zip(names, words))}}
     shown_words = ", ".join(f"{value} →{word!r}" for value, word in list(zip(names, words))[:6]) + (" …" if len(names) > 6 else "")
     said += [*more, f"label words: {shown_words}"
-             + ("" if fits else " (arbitrary, since the labels' names are too many tokens: better words may be written into the file)")]
+             + (" (arbitrary, since the labels' names are too many tokens: better words may be written into the file)" if kind == "letters" else "")
+             + (" (by their first tokens, which tell them apart)" if kind == "first" else "")]
     rarest = int(labels[parts == "pool"].value_counts().min())
     shots = next((count for count in SHOTS if count <= rarest), None)
     if shots is None or counts.iloc[-1] < 3:
         raise BadInput(f"{table.where}: {label}: {counts.index[-1]!r} has {counts.iloc[-1]} rows: too few to learn from and be tested on "
                        "(at least 3)")
     said.append(f"{shots} examples of each label are learnt from, six times drawn anew; the rarest has {rarest} in the pool")
-    return New(task, pd.DataFrame({"row": np.arange(len(parts)), "part": parts}), _study(name, shots, fits, len(names)), said)
+    return New(task, pd.DataFrame({"row": np.arange(len(parts)), "part": parts}), _study(name, shots, kind, len(names)), said)
 
 
 def _guess_label(table: Table) -> str:
@@ -145,9 +146,12 @@ def _parted(texts: pd.DataFrame, labels: pd.Series, table: Table, source: str, h
     return parts, said
 
 
-def _words(names: list[str], tokens_of: Callable[[str], list[int]]) -> tuple[list[str], bool]:
+def _words(names: list[str], tokens_of: Callable[[str], list[int]]) -> tuple[list[str], str]:
     """A word for each label: its own name (with a space in front, small or as it is, in the fewest tokens), unless these are so many that reading
-    them takes longer than the text; then a letter each, or two."""
+    them takes longer than the text; then a letter each, or two.
+
+    And which of these it is: "one" token each, "first" tokens that differ, "several" tokens, "letters".
+    """
     found: dict[tuple[int, ...], str] = {}
     for name in names:
         own = re.sub(r"[_\W]+", " ", name).strip()
@@ -156,24 +160,27 @@ def _words(names: list[str], tokens_of: Callable[[str], list[int]]) -> tuple[lis
         if apart:
             ids, word = min(apart, key=lambda form: len(form[0]))
             found[ids] = word
-    if len(found) == len(names) and sum(len(ids) - 1 for ids in found) <= MOST_BEHIND:
-        return list(found.values()), True
+    if len(found) == len(names) and (len({ids[0] for ids in found}) == len(names) or sum(len(ids) - 1 for ids in found) <= MOST_BEHIND):
+        one, apart = all(len(ids) == 1 for ids in found), len({ids[0] for ids in found}) == len(names)
+        return list(found.values()), "one" if one else "first" if apart else "several"
     pairs = [f" {letter}" for letter in WORDS] + [f" {a}{b}" for a in WORDS for b in WORDS.lower()]
     letters = [word for word in pairs if len(tokens_of(word)) == 1]
     if len(letters) < len(names):
         raise BadInput(f"new: for {len(names)} labels there are only {len(letters)} letters and pairs of one token: write label_words by hand")
-    return letters[: len(names)], False
+    return letters[: len(names)], "letters"
 
 
-def _study(name: str, shots: int, fits: bool, labels: int) -> dict:
+def _study(name: str, shots: int, kind: str, labels: int) -> dict:
     """All methods (a pattern is chosen from 16 shots on); where words say nothing, or a context cannot hold all labels, those that need neither.
     Rates and epochs are those that learnt on the task `sentiment`; the paper's 1e-5 hardly does."""
-    head = {} if fits else {"head": "classifier"}
+    fits, head = kind != "letters", {} if kind in ("one", "first") else {"head": "classifier"}  # what answers in several tokens cannot be kept
     trained = [{"method": "vanilla"}, {"method": "lora", "set": {"learning_rate": 1.0e-3, **head}},
-               {"method": "adaptive", "set": dict(head), "vary": {"adapt": ["pattern", "layers"] if fits and shots >= 16 else ["layers"]}}]
-    worded = [{"method": "pbft"}, *([{"method": "in_context"}, {"method": "distillation"}] if labels <= 20 else [])] if fits else []
+               {"method": "adaptive", "set": {"adapt": "layers", **head}}]
+    chosen = [{"method": "adaptive"}] if shots >= 16 else []  # below, the default pattern stays
+    worded = [{"method": "pbft"}, *chosen, *([{"method": "in_context"}, {"method": "distillation"}] if labels <= 20 else [])] if fits else []
     return {"description": f"Which method should I use on {name}, and does it hold elsewhere? The same six draws of labelled examples for each.",
-            "set": {"model": "smollm2-135m", "seeds": [0, 1, 2, 3, 4, 5], "evaluation_rows": 500, "epochs": 10, "learning_rate": 5.0e-5},
+            "set": {"model": "smollm2-135m", "seeds": [0, 1, 2, 3, 4, 5], "evaluation_rows": 500, "epochs": 10, "learning_rate": 5.0e-5,
+                    **({"word_score": "first"} if kind == "first" else {})},
             "vary": {"task": [name], "shots": [shots]},
             "methods": [*worded, *trained, {"method": "baselines", "vary": {"classifier": ["probe", "tfidf"]}}]}
 
