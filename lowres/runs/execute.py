@@ -23,7 +23,7 @@ from lowres.runs.process import NotebookResult, run_notebook
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
-COMPUTED_BY = ("analysis/*.py", "runs/mistakes.py", "runs/records.py", "runs/summary.py", "methods/show.py")  # what an analysis says, and how it draws
+COMPUTED_BY = ("analysis/*.py", "runs/mistakes.py", "runs/records.py", "runs/summary.py", "methods/show.py")  # what an analysis says and draws
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so
 
