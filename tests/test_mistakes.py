@@ -1,5 +1,7 @@
 """What is predicted wrongly is told row by row, the rows that most trials get wrong first."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,9 @@ from synthetic import METHODS, filled
 from toys import GRAMMAR
 
 from lowres.analysis.collect import collect
+from lowres.methods.evaluation import predictions
 from lowres.runs import mistakes, records
+from lowres.runs.notebook import Run
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 
@@ -55,3 +59,18 @@ def test_the_hardest_rows_are_counted_over_all_runs(found):
     hardest = mistakes.hardest(twice, [*found.runs, *found.runs])
     assert hardest[["row", "wrong", "trials"]].to_numpy().tolist() == [[ROWS[0], 6, 6], [ROWS[2], 1, 6], [ROWS[1], 1, 6]]
     assert "sentence" in hardest and set(hardest["confidence"]) == {0.75}
+
+
+@pytest.mark.parametrize("show_rows", [True, False])
+def test_a_notebook_shows_whole_texts_and_nothing_in_them_is_markup(show_rows):
+    task = load_task(GRAMMAR, "", 20)
+    spec = task.file.model_copy(update={"show_rows": show_rows})
+    texts = "<b>bold</b> " + "word " * 30
+    task = replace(task, file=spec, evaluation={"in_domain": task.evaluation["in_domain"].assign(sentence=texts)})
+    run = Run.__new__(Run)
+    run.folder, run.trials, run.task = None, [{"seed": 0}], task
+    gold = task.evaluation["in_domain"]["label"].to_numpy()
+    run.predicted = {0: predictions(task, {"in_domain": np.eye(2)[1 - gold]}, 0)}
+    html = run.mistakes().to_html()
+    assert ("&lt;b&gt;bold&lt;/b&gt; word word" in html) == show_rows and "<b>" not in html and html == run.mistakes().to_html()
+    assert html.count("<tr>") == 11 and run.confusions()["answers"].sum() == 20

@@ -35,6 +35,7 @@ from lowres.tasks.task_file import extended_task
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from pandas.io.formats.style import Styler
 
     from lowres.methods.training import Outcome, Training
 
@@ -135,11 +136,14 @@ class Run:
 
     def confusions(self) -> pd.DataFrame:
         """Which label is taken for which, the commonest first."""
-        return mistakes.confusions(self._predictions(), self.task.labels)
+        return mistakes.confusions(self._predictions(), self.task.labels).reset_index(drop=True)
 
-    def mistakes(self, most: int = 10) -> pd.DataFrame:
-        """The rows that most trials get wrong and are surest of: where wrong labels are found. With texts where the task may show them."""
-        return mistakes.with_texts(mistakes.wrong_rows(self._predictions(), self.task.labels).head(most), self.task)
+    def mistakes(self, most: int = 10) -> Styler:
+        """The rows that most trials get wrong and are surest of: where wrong labels are found. With whole texts where the task may show them."""
+        table = mistakes.with_texts(mistakes.wrong_rows(self._predictions(), self.task.labels).head(most), self.task)
+        texts = [column for column in self.task.file.text if column in table]
+        shown = table.style.hide(axis="index").format(precision=3, escape="html").set_uuid("mistakes")
+        return shown.set_properties(subset=texts, **{"text-align": "left"})
 
     def _predictions(self) -> pd.DataFrame:
         import pandas as pd
