@@ -101,6 +101,14 @@ def test_what_the_shots_chose_stands_beside_its_own_line(trials):
     assert set(part[part["chose"]]["setting"]) == {"rank=8"} and set(part[part["chose"]]["folder"]) == {"x"}
 
 
+def test_trials_that_chose_are_shown_where_there_is_nothing_to_hold_them_against(trials):
+    asked = "{'learning_rate': [0.0002]}"
+    alone = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)].assign(chosen_from=asked, variant=f"choose={asked}")
+    table = rates.regret_table(rates.by_rule(alone))
+    assert list(table.columns) == ["method", "setting", "shots"] and table["shots"].iloc[0] == f"{100 * alone['accuracy'].mean():.1f}"
+    assert rates.verdicts_by_rule(alone, 2.0) == {}
+
+
 def test_the_probability_of_improvement_is_the_share_of_pairs_won():
     one, other = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 1.0])}
     assert rates.probability_of_improvement(one, other) == pytest.approx((1.0 + 0.5) / 2)

@@ -120,9 +120,9 @@ def regret_table(rules: pd.DataFrame) -> pd.DataFrame:
         table = found.droplevel(["method", "setting"]).unstack("rule")
         line = {"method": key[0], "setting": key[1]}
         for rule in (rule for rule in RULES if rule in table):
-            both = table[list(dict.fromkeys([rule, HINDSIGHT]))].dropna()
+            both = table[[name for name in dict.fromkeys([rule, HINDSIGHT]) if name in table]].dropna()
             line[rule] = f"{both[rule].mean():.1f}" if len(both) else ""
-            if rule != HINDSIGHT and len(both):
+            if rule != HINDSIGHT and HINDSIGHT in both and len(both):
                 lost = (both[HINDSIGHT] - both[rule]).groupby("seed").mean()
                 low, high = interval(lost)
                 line[rule] += f" ({lost.mean():.1f} below{ends(low / 100, high / 100)})"

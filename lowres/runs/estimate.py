@@ -119,7 +119,8 @@ def work(p: Parameters, s: Sizes) -> Work:
 
 
 def _trained(p, s: Sizes, examples: float) -> Work:
-    return Work(examples * s.text * p.epochs, s.evaluation, steps=math.ceil(examples / p.batch_size) * p.epochs,
+    times = 1 + 2 * (1 + math.prod(map(len, p.choose.values()))) if p.choose else 1  # each candidate trains on four halves of the shots
+    return Work(times * examples * s.text * p.epochs, s.evaluation, steps=times * math.ceil(examples / p.batch_size) * p.epochs,
                 trainable=0.0 if isinstance(p, LoRA) else 1.0)
 
 
