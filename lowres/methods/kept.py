@@ -36,9 +36,6 @@ from lowres.tasks.task_file import fields, filled, read_task
 ABOUT = "lowres.json"  # what the folder is, beside what transformers reads
 CLASSIFIER = "classifier.safetensors"  # of a baseline
 EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
-NOTHING_TO_KEEP = {
-    "in_context": "in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt",
-}
 SEVERAL_TOKENS = ("keep: label words of several tokens cannot become a sequence classifier, which reads each text once: words of one token each, "
                   "word_score: first or head: classifier can be kept")
 CHUNK = 1000  # rows that are predicted, and written, at a time
@@ -46,8 +43,8 @@ CHUNK = 1000  # rows that are predicted, and written, at a time
 
 def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
-    if method in NOTHING_TO_KEEP:
-        raise BadInput(f"keep: {NOTHING_TO_KEEP[method]}")
+    if method == "in_context":
+        raise BadInput("keep: in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt")
     if getattr(p, "classifier", "") == "brought":
         raise BadInput("keep: another program's answers are no model")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":

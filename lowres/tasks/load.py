@@ -171,15 +171,21 @@ def _alike(value: str) -> str:
 
 def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table]) -> pd.DataFrame:
     """A set's rows, numbered from 0 through all of its files."""
-    import pandas as pd
-
     if getattr(source, "task", ""):
         other = read_task(source.task)
         rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task, read)
         return rows.rename(columns=dict(zip(other.text, spec.text)))
+    return _of_files(spec, set_name, source, data_dir, task, read, lambda table: _labelled(spec, source, table, task, set_name))
+
+
+def _of_files(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Task, read: Callable[..., Table],
+              rows_of: Callable[[Table], pd.DataFrame]) -> pd.DataFrame:
+    """What `rows_of` makes of each of a source's files, one behind the other, but for rows that the split gives to another part."""
+    import pandas as pd
+
     parts, start = [], 0
     for table in _tables(spec, set_name, source, data_dir, task, read):
-        part = _labelled(spec, source, table, task, set_name)
+        part = rows_of(table)
         if source.part:
             part = part.loc[part.index.isin(_of_part(spec, source.part, table, read))]
         parts.append(part.set_axis(part.index + start))
@@ -192,14 +198,9 @@ def _without_labels(spec: TaskFile, data_dir: str, task: Task, read: Callable[..
     """The texts of the rows that are read without a label, but for those that are empty or stand in the pool or an evaluation set."""
     import pandas as pd
 
-    parts, start = [], 0
-    for table in _tables(spec, "unlabelled", spec.unlabelled, data_dir, task, read):
-        part = pd.DataFrame({name: table.text(column).fillna("") for name, column in spec.columns.items()})
-        if spec.unlabelled.part:
-            part = part.loc[part.index.isin(_of_part(spec, spec.unlabelled.part, table, read))]
-        parts.append(part.set_axis(-1 - (part.index + start)))
-        start += len(table.frame)
-    rows = pd.concat(parts)
+    texts_of = lambda table: pd.DataFrame({name: table.text(column).fillna("") for name, column in spec.columns.items()})
+    rows = _of_files(spec, "unlabelled", spec.unlabelled, data_dir, task, read, texts_of)
+    rows = rows.set_axis(-1 - rows.index)
     key = text_key(rows, spec.text, alike=True)
     known = {found for part in (task.pool, *task.evaluation.values()) for found in text_key(part, spec.text, alike=True)}
     kept = ~(rows.apply(lambda column: column.str.strip() == "").any(axis=1) | key.isin(known) | key.duplicated())
