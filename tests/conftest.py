@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from lowres.files import ROOT, BadInput
 from lowres.models.backbone import check_compiler, load_backbone
+from lowres.models.heads import word_tokens
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 
@@ -55,6 +56,13 @@ def save_model(folder: Path, config, prefix: bool = True) -> str:
 def backbone_of(folder):
     """A model as the tests compare it: on the processor, in full precision."""
     return load_backbone(str(folder), device="cpu", precision="float32")
+
+
+def word_ids(tokenizer, words: list[str]) -> list[int]:
+    """Each label word's one token, for words that are one."""
+    tokens = word_tokens(tokenizer, words)
+    assert all(len(ids) == 1 for ids in tokens), tokens
+    return [ids[0] for ids in tokens]
 
 
 def can_compile() -> None:

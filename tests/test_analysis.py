@@ -338,7 +338,8 @@ def test_a_terminals_answer_names_who_is_above_every_yardstick_tfidf_among_them(
     assert lines["in domain"][0] == "52.0" and lines["out of domain"][0] == "50.0"
     pbft = trials[(trials["method"] == "pbft") & (trials["shots"] == 16) & (trials["domain"] == "in")]["accuracy"]
     low, high = summary.accuracy_interval(pbft)
-    assert lines["in domain"][2] == f"{100 * pbft.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    mean, lower, upper = map(float, re.findall(r"[\d.]+", lines["in domain"][2]))
+    assert mean == pytest.approx(100 * pbft.mean(), abs=0.05) and lower < 100 * low < 100 * high < upper, "rows are drawn anew, too"
     assert found == "Shown to be above the constant answer, the untrained model and TF-IDF, in domain: pbft, vanilla; out of domain: pbft."
     without = answer.at_a_glance(trials[trials["method"] != "baselines"])[0][2]
     assert "TF-IDF" not in without and "out of domain: pbft, vanilla, lora" in without.replace("vanilla, pbft", "pbft, vanilla")
@@ -351,3 +352,20 @@ def test_a_set_is_told_by_macro_f1_for_all_seeds_where_any_says_that_its_labels_
     mixed = trials.assign(uneven=says.where(says), constant_macro_f1=np.where(says, 0.2, np.nan))
     lines = answer.main_lines(mixed)
     assert set(lines["accuracy"]) == {0.25} and set(lines["constant"]) == {0.2} and lines["set"].str.endswith(" (macro-F1)").all()
+
+
+def test_the_answers_interval_is_over_seeds_and_rows_and_over_seeds_alone_where_no_predictions_are_at_hand(monkeypatch):
+    rng = np.random.default_rng(0)
+    right = rng.random((200,))[None] < 0.7  # every seed answers the same rows right: seeds alone would know no spread
+    names = {"a": np.repeat(right, 8, axis=0), "b": rng.random((8, 200)) < 0.6}
+    run = pd.DataFrame([{"folder": "f", "seed": seed, "set": name, "accuracy": correct[seed].mean()}
+                        for name, correct in names.items() for seed in range(8)]).sample(frac=1, random_state=0)
+    one = run[run["set"] == "a"]
+    assert answer.over_seeds_and_rows(one) == pytest.approx([one["accuracy"].mean()] * 2)
+    monkeypatch.setattr(answer, "read_predicted", lambda folder, seed: {name: collect.Predicted("rows", correct[seed], np.zeros((10, 3)))
+                                                                        for name, correct in names.items()})
+    low, high = answer.over_seeds_and_rows(one)
+    expected = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 200)
+    assert [right.mean() - low, high - right.mean()] == pytest.approx([expected] * 2, rel=0.15)
+    both = answer.over_seeds_and_rows(run)
+    assert both[0] < run["accuracy"].mean() < both[1] and both[1] - both[0] < high - low, "two sets, half the weight each"

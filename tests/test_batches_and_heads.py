@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import word_ids
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +15,7 @@ from lowres.methods import choose
 from lowres.methods.evaluation import predict
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode, pack
-from lowres.models.heads import Classifier, Verbalizer, word_ids
+from lowres.models.heads import Classifier, Verbalizer, word_tokens
 
 LONG = "The children were playing in the garden, and the pilot has written a long letter to the doctor."
 SENTENCES = ["The nurse slept.", "Yes", LONG, "No. No no."]
@@ -102,12 +103,11 @@ def test_a_verbalizer_has_no_weights_of_its_own_and_a_classifiers_come_from_its_
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ([" Yes", " unacceptable"], r"' unacceptable' is \d+ tokens"), ([" Yes", " Yes"], "share their first token"), ([" Yes", ""], "'' is 0 tokens"),
-    ([" Yes", " Yesyes"], "share their first token"),
+    ([" Yes", " Yes"], "share their first token"), ([" Yes", ""], "'' is 0 tokens"), ([" Yes", " Yesyes"], "share their first token"),
 ])
-def test_label_words_that_are_not_one_token_each_are_refused(tiny_llama, words, message):
+def test_label_words_that_cannot_be_told_apart_are_refused(tiny_llama, words, message):
     with pytest.raises(BadInput, match=message):
-        word_ids(load_backbone(tiny_llama).tokenizer, words)
+        word_tokens(load_backbone(tiny_llama).tokenizer, words)
 
 
 @pytest.fixture(scope="module")

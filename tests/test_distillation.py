@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import word_ids
 from torch.nn import functional as F
 from toys import GRAMMAR
 
@@ -29,7 +30,7 @@ from lowres.methods.training import train
 from lowres.models.adapters import attach
 from lowres.models.backbone import load_backbone
 from lowres.models.batches import encode, pack
-from lowres.models.heads import Verbalizer, word_ids
+from lowres.models.heads import Verbalizer
 from lowres.parameters import Distillation, validated
 from lowres.runs.summary import compared, side_by_side
 from lowres.tasks.load import Task, load_task
@@ -68,7 +69,7 @@ def distilled(backbone, task, p, shots, seed=0) -> dict[str, np.ndarray]:
     """A trial as the notebook runs it."""
     backbone.restore()
     lesson = lesson_for(backbone, task, p, shots, seed)
-    targets = taught(backbone, WORDS, states_for(backbone, lesson), p)
+    targets = taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson), p)
     head = DistilledVerbalizer(backbone, WORDS, targets)
     train(backbone, head, lesson.inputs, p, Streams(seed))
     evaluation = {name: encode(backbone, rows, PATTERN, p.max_length) for name, rows in task.evaluation.items()}
@@ -94,11 +95,11 @@ def test_the_pools_gold_labels_change_nothing(backbone, task, changes):
 def test_an_inputs_own_label_cannot_reach_its_target(backbone, task, seed):
     p = parameters()
     shots = draw(task.pool, p.shots, seed)
-    before = taught(backbone, WORDS, states_for(backbone, lesson_for(backbone, task, p, shots, seed)), p).log
+    before = taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson_for(backbone, task, p, shots, seed)), p).log
     for i in range(len(shots)):
         changed = shots.copy()
         changed.iloc[i, changed.columns.get_loc("label")] ^= 1
-        after = taught(backbone, WORDS, states_for(backbone, lesson_for(backbone, task, p, changed, seed)), p).log
+        after = taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson_for(backbone, task, p, changed, seed)), p).log
         fold = folds(len(shots), 2) == folds(len(shots), 2)[i]
         assert torch.equal(before[fold], after[fold])  # its own and its whole fold's
         assert not torch.equal(before[~fold], after[~fold])  # the other fold sees it as a demonstration
@@ -141,16 +142,16 @@ def test_the_divergence_is_0_when_both_see_the_same(backbone, task, top_k, tempe
     p = parameters(top_k=top_k, temperature=temperature)
     backbone.restore()
     lesson = lesson_for(backbone, task, p, draw(task.pool, 4, 0))
-    assert loss_of(backbone, lesson, taught(backbone, WORDS, states_for(backbone, lesson), p)) > 1e-3
+    assert loss_of(backbone, lesson, taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson), p)) > 1e-3
     lesson.contexts = [Context(backbone.prefix)] * 2  # what the student sees, too
-    assert abs(loss_of(backbone, lesson, taught(backbone, WORDS, states_for(backbone, lesson), p))) < 1e-5
+    assert abs(loss_of(backbone, lesson, taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson), p))) < 1e-5
 
 
 def test_training_brings_the_student_to_its_teacher(backbone, task):
     p = parameters(epochs=30, learning_rate=3e-3)
     backbone.restore()
     lesson = lesson_for(backbone, task, p, draw(task.pool, 4, 0))
-    targets = taught(backbone, WORDS, states_for(backbone, lesson), p)
+    targets = taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson), p)
     start = loss_of(backbone, lesson, targets)
     train(backbone, DistilledVerbalizer(backbone, WORDS, targets), lesson.inputs, p, Streams(0))
     assert loss_of(backbone, lesson, targets) < start / 5
@@ -219,7 +220,7 @@ def test_a_lora_student_learns_and_leaves_the_backbone_whole(backbone, task):
     whole = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     p = parameters(rank=2, epochs=20, learning_rate=1e-2)
     lesson = lesson_for(backbone, task, p, draw(task.pool, 4, 0))
-    targets = taught(backbone, WORDS, states_for(backbone, lesson), p)
+    targets = taught(backbone, Verbalizer(backbone, WORDS), states_for(backbone, lesson), p)
     start = loss_of(backbone, lesson, targets)
     attach(backbone, LoraConfig(r=p.rank, lora_alpha=4, task_type="CAUSAL_LM"), 0)
     assert loss_of(backbone, lesson, targets) == pytest.approx(start, abs=1e-6)  # B = 0: the student starts as the backbone
@@ -238,7 +239,7 @@ def test_another_teacher_needs_the_same_vocabulary(tiny_opt, tiny_opt_post_norm,
     student, teacher = load_backbone(tiny_opt, "cpu", "float32"), load_backbone(tiny_opt_post_norm, "cpu", "float32")
     p = parameters(inputs="pool", top_k=3)
     lesson = prepare(teacher, student, task, p, draw(task.pool, 4, 0), Streams(0), PATTERN, WORDS)
-    targets = taught(teacher, WORDS, states_for(teacher, lesson), p)
+    targets = taught(teacher, Verbalizer(teacher, WORDS), states_for(teacher, lesson), p)
     training = train(student, DistilledVerbalizer(student, WORDS, targets), lesson.inputs, p, Streams(0))
     assert training.losses[-1] < training.losses[0]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import save_model
+from conftest import save_model, word_ids
 from transformers import Gemma3TextConfig
 
 from lowres.files import BadInput
@@ -26,7 +26,7 @@ from lowres.methods.in_context import (
 )
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode, pack
-from lowres.models.heads import Verbalizer, word_ids
+from lowres.models.heads import Verbalizer
 from lowres.parameters import validated
 from lowres.tasks.shots import Streams
 from lowres.tasks.task_file import TaskFile, read_task
@@ -125,6 +125,21 @@ def test_as_many_of_each_label_as_fit_and_the_first_of_the_draw(opt):
     assert len(fewer.tokens) + tight + 1 <= opt.context_length
     assert [row for row in full.rows if row in fewer.rows] == fewer.rows  # the same order
     assert prompt(opt, most=1).rows == [row for row in full.rows if row in (11, 3)]
+
+
+def test_where_not_all_labels_fit_as_many_as_fit_have_a_demonstration_and_the_rest_is_counted(opt):
+    words = [f" {word}" for word in ("No", "Yes", "The", "nurse", "doctor", "slept", "garden", "ran")]
+    shots = pd.DataFrame({"sentence": [SENTENCES[1]] * 16, "label": list(range(8)) * 2}, index=range(100, 116))
+    orders = [np.random.default_rng(seed).permutation(16) for seed in range(2)]
+    full = demonstrated(opt, shots, orders[0], PATTERN, words, 1, 64, 0)
+    assert full.without == 0 and "without" not in full.described() and full.sentence().startswith("1 demonstrations of each label fit")
+    room = opt.context_length - len(full.tokens) + 2 * len(full.tokens) // 8  # of two labels less, at least
+    found = [demonstrated(opt, shots, order, PATTERN, words, "all", 64, room) for order in orders]
+    for context in found:
+        assert 2 <= len(context.rows) <= 6 and context.without == 8 - len(context.rows) and len(context.tokens) + room <= opt.context_length
+        assert len({row % 100 % 8 for row in context.rows}) == len(context.rows)  # each of another label
+        assert f"({context.without} labels have none)" in context.sentence() and context.described()["without"] == context.without
+    assert found[0].rows != found[1].rows  # which ones, the seed says
 
 
 def test_demonstrations_that_cannot_fit_are_refused_with_the_figures(opt):

@@ -165,8 +165,26 @@ def test_other_forms_come_back_as_they_came(kept, tmp_path, kind):
     assert list(found["sentence"]) == list(frame["sentence"]) and list(found["n"]) == [1, 2, 3]
 
 
+def test_a_row_that_does_not_fit_is_marked_and_the_others_are_answered(kept, tmp_path):
+    (tmp_path / "rows.csv").write_text('id,sentence\n0,The nurse has slept.\n1,The nurse, who has slept.\n2\n3,The pilot has slept.\n')
+    said = []
+    found = pd.read_csv(predict_file(str(kept), str(tmp_path / "rows.csv"), tell=said.append), dtype=str, keep_default_na=False)
+    assert list(found["id"]) == list("0123") and found["sentence"][1] == "The nurse, who has slept." and found["sentence"][2] == ""
+    assert [bool(label) for label in found["predicted"]] == [True, False, False, True]
+    assert found["note"][1].startswith("line 3 has 3 fields, the header has 2") and found["note"][2].startswith("line 4 has 1 field")
+    assert said[-1].startswith("2 rows have a note")
+
+
+def test_a_file_that_breaks_off_is_refused_before_a_model_is_loaded_and_nothing_is_written(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(keep, "load", lambda folder: pytest.fail("a model was loaded"))
+    (tmp_path / "rows.csv").write_text("sentence\n" + "The nurse has slept.\n" * 2500 + '"The pilot has')
+    with pytest.raises(BadInput, match="line 2502: a quotation mark is not closed"):
+        predict_file(str(kept), str(tmp_path / "rows.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
 def test_a_broken_prediction_is_gone_on_with_and_ends_the_same(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowres.methods.kept.CHUNK", 4)
+    monkeypatch.setattr("lowres.runs.keep.CHUNK", 4)
     rows = pd.DataFrame({"sentence": [f"The nurse has written {i} letters." for i in range(18)]})
     rows.to_csv(tmp_path / "rows.csv", index=False)
     whole = predict_file(str(kept), str(tmp_path / "rows.csv"), str(tmp_path / "whole.csv"), tell=lambda line: None).read_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
 
 from lowres.files import ROOT, BadInput
+from lowres.parameters import defaults
 from lowres.runs import records
 from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
 from lowres.runs.command import chosen, run_command
@@ -19,7 +21,7 @@ from lowres.runs.execute import Options, analyse, execute
 from lowres.runs.process import NotebookResult
 from lowres.runs.progress import START, TimeLeft, as_json
 from lowres.runs.status import all_statuses, remaining
-from lowres.runs.study import select
+from lowres.runs.study import read_study, select
 
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
@@ -204,6 +206,20 @@ def test_only_takes_a_part_of_the_study(tmp_path):
     for wrong in ("method", "metod=pbft", "method=none", "learning_rate=fast"):
         with pytest.raises(BadInput, match="--only"):
             select(study, wrong)
+
+
+def test_a_studys_defaults_take_the_place_of_a_methods_own_and_name_no_variant(tmp_path):
+    path = tmp_path / "rated.yaml"
+    text = "description: d\ndefaults: {vanilla: {learning_rate: 3.0e-5}, lora: {learning_rate: 4.0e-4, rank: 2}}\nset: {seeds: [0]}\nmethods:\n"
+    path.write_text(text + "  - method: vanilla\n  - method: pbft\n  - method: lora\n  - {method: lora, set: {rank: 4}}\n")
+    vanilla, pbft, lora, other = read_study(str(path)).runs
+    assert (vanilla.parameters.learning_rate, lora.parameters.learning_rate, other.parameters.learning_rate) == (3e-5, 4e-4, 4e-4)
+    assert pbft.parameters.learning_rate == defaults("pbft")["learning_rate"] and (lora.parameters.rank, other.parameters.rank) == (2, 4)
+    assert [run.variant for run in (vanilla, lora, other)] == ["", "", "rank=4"]
+    for wrong, said in (("vanila: {epochs: 1}", "'vanila' is not a method"), ("vanilla: {learning_rat: 1.0e-5}", 'did you mean "learning_rate"')):
+        path.write_text(text.replace("vanilla: {learning_rate: 3.0e-5}", wrong) + "  - method: vanilla\n")
+        with pytest.raises(BadInput, match=f"rated.yaml: defaults: .*{re.escape(said)}"):
+            read_study(str(path))
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """Files as people have them are read whole, row by row, or refused in a sentence with the line and what to do. Nothing is changed in silence."""
 
 import json
+import re
+import tracemalloc
 from itertools import product
 
 import pandas as pd
@@ -11,7 +13,7 @@ from lowres.files import BadInput
 from lowres.models.batches import encode
 from lowres.runs.checks import check_file, forget_files
 from lowres.tasks.load import load_task
-from lowres.tasks.table import read_table
+from lowres.tasks.table import pieces, read_table
 
 ROWS = [(f"{what} was {how} {when}", label) for when in ("on Monday", "in May", "today") for what in ("The soup", "Our room", "The guide")
         for how, label in (("lovely", "praise"), ("cold", "complaint"))]
@@ -267,3 +269,60 @@ def test_a_large_file_is_read_in_seconds_and_in_little_memory(asked, tmp_path):
     begun = time.perf_counter()
     assert len(read_table(tmp_path / "large.csv").frame) == 100_000
     assert time.perf_counter() - begun < 10 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize("form", FINE)
+def test_a_file_read_piece_by_piece_is_the_whole_file(tmp_path, form):
+    name, content, _ = FINE[form]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    whole, found = read_table(path), list(pieces(path, (), 4))
+    assert [len(piece.frame) for piece in found] == [4] * 4 + [2] and [piece.start for piece in found] == [0, 4, 8, 12, 16]
+    pd.testing.assert_frame_equal(pd.concat([piece.frame for piece in found], ignore_index=True), whole.frame)
+    assert [line for piece in found for line in piece.lines] == list(whole.lines)
+    assert [note for piece in found for note in piece.notes] == whole.notes and not any(piece.odd for piece in found)
+
+
+def test_parquet_and_files_without_rows_come_in_pieces_too(tmp_path):
+    frame = pd.DataFrame(ROWS, columns=["text", "label"])
+    frame.to_parquet(tmp_path / "rows.parquet")
+    found = list(pieces(tmp_path / "rows.parquet", (), 5))
+    assert [len(piece.frame) for piece in found] == [5, 5, 5, 3] and list(pd.concat([piece.frame for piece in found])["text"]) == list(frame["text"])
+    frame[:0].to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "none.csv").write_text("text,label\n")
+    assert [list(table.frame) for name in ("none.parquet", "none.csv") for table in pieces(tmp_path / name, (), 5)] == [["text", "label"]] * 2
+
+
+ODD = {
+    "csv": ('text,label\na,b\n"c, d",e,f,g\nh\ni,j\n', {1: "line 3 has 4 fields, the header has 2", 2: "line 4 has 1 field, the header has 2"},
+            [["a", "b"], ["c, d", "e,f,g"], ["h", ""], ["i", "j"]]),
+    "jsonl": ('{"text": "a"}\n{"text": "b"\n{"text": ["c"]}\n[]\n{"text": "d"}\n',
+              {1: "line 2: Expecting ',' delimiter", 3: "line 4 is no JSON object", 2: "text: row 2 (line 3) holds a list"},
+              [["a"], [None], [["c"]], [None], ["d"]])}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_row_that_does_not_fit_is_refused_in_a_whole_file_and_marked_in_a_piece(tmp_path, kind):
+    content, odd, cells = ODD[kind]
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=re.escape(next(iter(odd.values())))):
+        read_table(path)
+    [table] = pieces(path, ("text",), 10)
+    table.text("text")
+    assert table.frame.values.tolist() == cells and list(table.odd) == list(odd)
+    assert all(said in table.odd[i] for i, said in odd.items())
+
+
+def test_pieces_take_the_memory_of_a_piece_however_long_the_file(tmp_path):
+    def peak(rows: int) -> int:
+        (tmp_path / "rows.csv").write_text("text,label\n" + "The lamp was lovely in June,praise\n" * rows)
+        tracemalloc.start()
+        try:
+            assert sum(len(piece.frame) for piece in pieces(tmp_path / "rows.csv", (), 500)) == rows
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(500)  # what is imported
+    assert peak(20_000) < 1.2 * peak(2_000)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lowres.analysis.collect import main_runs
-from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT
+from lowres.analysis.collect import collect_study, main_runs, read_predicted
+from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT, crossed_interval
 from lowres.analysis.tables import NOTHING, at_most_shots, most_shots, of_machines
-from lowres.files import safe
+from lowres.files import BadInput, safe
+from lowres.runs.study import Run, Study
 from lowres.runs.summary import accuracy_interval, ends, interval
 
 MOST_LINES = 10  # of a table that a person reads
@@ -46,7 +47,8 @@ def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
 def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """At most ten lines: the yardsticks, then methods at the most shots, the best first; and a sentence on how to read it.
 
-    A cell: mean accuracy over seeds with its 95 % interval, percent; an arrow where that is above both yardsticks.
+    A cell: mean accuracy over seeds with its 95 % interval over seeds and rows, percent; an arrow where, on these rows, the interval over seeds is
+    above both yardsticks.
     """
     part = main_lines(trials)
     if not len(part):
@@ -62,7 +64,8 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     best = list(order)[:MOST_LINES - len(rows)]
     seconds = _seconds(part)
     rows += [[_line_name(key), *lines[key], seconds[key]] for key in best]
-    said = [f"{safe(model)}, {shots} examples per class. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
+    said = [f"{safe(model)}, {shots} examples per class. In brackets: 95 % intervals, seeds and rows drawn anew.",
+            "↑: above the constant answer and the untrained model.", absent, of_machines(part)]
     if len(order) > len(best):
         said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
     return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
@@ -72,7 +75,7 @@ def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     """For each task what a terminal has room for: its name and shots, a table (method, in domain, out of domain, seconds; the yardsticks first,
     the best method next), and a sentence on who is above constant answer, untrained model and TF-IDF.
 
-    Out of domain is the mean over the sets. Accuracy in percent with its 95 % interval over seeds.
+    Out of domain is the mean over the sets. Accuracy in percent with its 95 % interval over seeds and rows.
     """
     if not len(lines := main_lines(trials)):
         return []
@@ -89,17 +92,16 @@ def _glance(part: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     domains = {key: title for key, title in (("in", "in domain"), ("out", "out of domain")) if (part["domain"] == key).any()}
     bars = part.groupby("domain")[["constant", "untrained"]].mean().T.to_dict()
     rows, above = [], {domain: [] for domain in domains}
-    each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")}
-            for key, run in part.groupby(["method", "variant"], sort=False)}
+    runs = {key: run for key, run in part.groupby(["method", "variant"], sort=False)}
+    each = {key: {domain: lines.groupby("seed")["accuracy"].mean() for domain, lines in run.groupby("domain")} for key, run in runs.items()}
     counted = {domain: each[TFIDF][domain].mean() for domain in each[TFIDF]} if TFIDF in each else {}
     seconds = _seconds(part)
     for key in sorted(each, key=lambda key: -np.mean([scores.mean() for scores in each[key].values()])):
-        name, cells = _line_name(key), []
+        name, cells, lines = _line_name(key), [], runs[key]
         for domain in domains:
             scores = each[key].get(domain, pd.Series(dtype=float))
-            low, high = accuracy_interval(scores)
-            cells.append(f"{100 * scores.mean():.1f}{ends(low, high)}" if len(scores) else "")
-            if key != TFIDF and len(scores) and low > np.nanmax([*bars[domain].values(), counted.get(domain, 0)]):
+            cells.append(f"{100 * scores.mean():.1f}{ends(*over_seeds_and_rows(lines[lines['domain'] == domain]))}" if len(scores) else "")
+            if key != TFIDF and len(scores) and accuracy_interval(scores)[0] > np.nanmax([*bars[domain].values(), counted.get(domain, 0)]):
                 above[domain].append(name)
         rows.append([name, *cells, seconds[key]])
     for name, title in (("untrained", "untrained model"), ("constant", "constant answer")):
@@ -127,9 +129,22 @@ def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
     here = run[(run["task"] == key[0]) & (run["set"] == key[1])]
     if not len(here):
         return ""
-    low, high = accuracy_interval(here["accuracy"])
-    above = low > np.nanmax([here["constant"].iloc[0], here["untrained"].iloc[0]])
-    return f"{100 * here['accuracy'].mean():.1f}{ends(low, high)}" + (" ↑" if above else "")
+    above = accuracy_interval(here["accuracy"])[0] > np.nanmax([here["constant"].iloc[0], here["untrained"].iloc[0]])  # on these rows
+    return f"{100 * here['accuracy'].mean():.1f}{ends(*over_seeds_and_rows(here))}" + (" ↑" if above else "")
+
+
+def over_seeds_and_rows(run: pd.DataFrame) -> tuple[float, float]:
+    """95 % interval of a run's mean accuracy over its sets, seeds and rows both drawn anew (`statistics.crossed_interval`); over seeds alone where
+    the predictions are not at hand, or macro-F1 stands."""
+    matrices = []
+    for name, part in run.sort_values("seed").groupby("set"):
+        found = [read_predicted(folder, seed).get(name) for folder, seed in zip(part["folder"], part["seed"])]
+        if None in found or len({one.rows for one in found}) > 1:
+            return accuracy_interval(run.groupby("seed")["accuracy"].mean())
+        matrices.append(np.stack([one.correct for one in found]).astype(float))
+    if len({len(matrix) for matrix in matrices}) > 1:
+        return accuracy_interval(run.groupby("seed")["accuracy"].mean())
+    return crossed_interval([(1 / len(matrices), matrix) for matrix in matrices])
 
 
 def _bar(part: pd.DataFrame, sets: dict, name: str) -> list[str]:
@@ -270,3 +285,28 @@ def _yardstick(trials: pd.DataFrame, budget: Budget, name: str) -> float:
     """Percent; NaN for an untrained model that the study did not measure."""
     lines = trials if budget.out_of_domain_matters else trials[trials["domain"] == "in"]
     return 100 * float(lines.groupby("domain")[name].mean().mean())
+
+
+def best_to_keep(study: Study) -> tuple[Run, str]:
+    """Of the runs that leave a model, the most accurate one on average over domains, at the most shots; and a sentence on that. Raises BadInput."""
+    from lowres.methods.kept import check_can_be_kept
+
+    def can_be_kept(run: Run) -> bool:
+        try:
+            check_can_be_kept(run.method, run.parameters)
+        except BadInput:
+            return False
+        return True
+
+    lines = main_lines(collect_study(study).trials)
+    if not len(lines):
+        raise BadInput(f"{study.name}: there are no results to choose by: `lowres run {study.name}` makes them")
+    if lines["task"].nunique() > 1:
+        raise BadInput(f"--only: {study.name} has several tasks ({', '.join(lines['task'].unique())}): say which, by --only task=…")
+    lines = at_most_shots(lines[lines["folder"].isin([str(run.folder) for run in study.runs if can_be_kept(run)])])[0]
+    if not len(lines):
+        raise BadInput(f"{study.name}: no run leaves a model that can be kept: --only names one, and says why not")
+    means = lines.groupby(["folder", "domain"])["accuracy"].mean().groupby("folder").mean()
+    best = next(run for run in study.runs if str(run.folder) == means.idxmax())
+    unsure = ", though not shown to be the best (no clear winner)" if "no clear winner" in advise(lines, Budget()) else ""
+    return best, f"{best.name}: the most accurate that can be kept, on average{unsure}"

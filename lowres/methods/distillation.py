@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from lowres.files import BadInput
 from lowres.methods.evaluation import predict, scored
-from lowres.methods.in_context import Context, demonstrated, instructed, instruction, longest_word, predict_after, without_prefix
+from lowres.methods.in_context import Context, demonstrated, instructed, instruction, predict_after, without_prefix
 from lowres.methods.training import Outcome, train
 from lowres.models.batches import Inputs, encode
-from lowres.models.heads import Classifier, Verbalizer
+from lowres.models.heads import Classifier, Verbalizer, read_behind
 from lowres.tasks.shots import Streams
 
 if TYPE_CHECKING:
@@ -115,16 +115,16 @@ def targets(teacher, words: list[str], lesson: Lesson, p) -> Targets:
     if head.branches:  # words of several tokens: not to be told from the last states
         logits = predict_after(teacher, head, sets, lesson.contexts, {"inputs": lesson.which})["inputs"]
         return label_targets(torch.from_numpy(logits).to(teacher.device), p.temperature)
-    return taught(teacher, words, predict_after(teacher, LastState, sets, lesson.contexts, {"inputs": lesson.which})["inputs"], p)
+    return taught(teacher, head, predict_after(teacher, LastState, sets, lesson.contexts, {"inputs": lesson.which})["inputs"], p)
 
 
 @torch.no_grad()
-def taught(teacher, words: list[str], states: np.ndarray, p) -> Targets:
+def taught(teacher, head: Verbalizer, states: np.ndarray, p) -> Targets:
     """What the teacher says of the inputs, from its last states (inputs, width): computed once, before any training."""
     hidden = torch.from_numpy(states).to(teacher.device)
     if p.top_k:
         return top_k_targets(hidden, teacher.output, p.top_k, p.temperature)
-    return label_targets(Verbalizer(teacher, words, score=p.word_score).logits(hidden), p.temperature)
+    return label_targets(head.logits(hidden), p.temperature)
 
 
 @torch.no_grad()
@@ -206,14 +206,13 @@ def check_distillation(p, spec) -> None:
     """What can be told from the task file, the tokenizers and the models' configurations, before weights are read. Raises BadInput."""
     from transformers import AutoConfig
 
-    from lowres.models.backbone import without_weights
     from lowres.models.weights import load_tokenizer, prefix_tokens, resolve
 
     if p.context == "instruction":
         instruction(spec, spec.words(p.label_words))
     folders = [resolve(name, weights=False) for name in (p.model, p.teacher) if name]
     sizes = [AutoConfig.from_pretrained(folder).get_text_config().vocab_size for folder in folders]
-    if p.top_k and longest_word(without_weights(p.model), spec.words(p.label_words)) and p.word_score != "first":
+    if p.top_k and any(read_behind(load_tokenizer(folders[0]), spec.words(p.label_words), p.word_score)):
         raise BadInput(f"top_k: {p.top_k} tokens are distilled, and the label words of {spec.name!r} are several each: 0 distils the words")
     if p.top_k >= sizes[0]:
         raise BadInput(f"top_k: {p.top_k} leaves no rest of the {sizes[0]:,} tokens in the vocabulary of {p.model!r}")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lowres.files import BadInput
 from lowres.methods.evaluation import predict
 from lowres.models.batches import Inputs, encode, pack
-from lowres.models.heads import PIECE, tokens_after_text
+from lowres.models.heads import PIECE, read_behind, tokens_after_text
 from lowres.tasks.shots import draw
 from lowres.tasks.task_file import TaskFile, filled, read_task
 
@@ -32,15 +32,22 @@ BUDGET = 2048  # tokens in one forward pass
 
 @dataclass
 class Context:
-    """tokens: with the backbone's prefix in front. rows: the pool rows of the demonstrations, in their order."""
+    """tokens: with the backbone's prefix in front. rows: the pool rows of the demonstrations, in their order. without: labels that have none."""
 
     tokens: list[int]
     rows: list[int] = field(default_factory=list)
     per_label: int = 0
+    without: int = 0
 
     def described(self) -> dict:
         """For the record."""
-        return {"per_label": self.per_label, "rows": self.rows, "tokens": len(self.tokens)}
+        return {"per_label": self.per_label, "rows": self.rows, "tokens": len(self.tokens)} | ({"without": self.without} if self.without else {})
+
+    def sentence(self) -> str:
+        """For the reader."""
+        shown = f"{self.per_label} demonstrations of each label fit" if not self.without else \
+            f"one demonstration of each of {len(self.rows)} labels fits ({self.without} labels have none)"
+        return f"{shown}, {len(self.tokens):,} tokens"
 
 
 def without_prefix(backbone, inputs: Inputs) -> Inputs:
@@ -53,20 +60,16 @@ def longest(sets: dict[str, Inputs]) -> int:
     return max(len(ids) for inputs in sets.values() for ids in inputs.ids)
 
 
-def longest_word(backbone, words: list[str]) -> int:
-    """How many tokens are read behind an input to tell its label: those of the longest label word but its last."""
-    return max(len(tokens_after_text(backbone.tokenizer, word)) for word in words) - 1
-
-
 def demonstrated(
     backbone, shots: pd.DataFrame, order: np.ndarray, pattern: str, words: list[str], most: int | str, max_length: int, room: int
 ) -> Context:
     """As many demonstrations of each label as there are, as `most` asks for and as leave `room` tokens for an input.
 
-    They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Raises BadInput if not one a label fits.
+    They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Where not one a label fits, one of as many labels
+    as fit, in that order. Raises BadInput if that is not two labels.
     """
     answers, end = [tokens_after_text(backbone.tokenizer, word) for word in words], tokens_after_text(backbone.tokenizer, SEPARATOR)
-    room += longest_word(backbone, words)
+    room += max(read_behind(backbone.tokenizer, words))
     labels = shots["label"].to_numpy()
     texts = without_prefix(backbone, encode(backbone, shots, pattern, max_length)).ids
     pieces = [text + answers[label] + end for text, label in zip(texts, labels)]
@@ -80,16 +83,21 @@ def demonstrated(
             return Context(tokens, [int(row) for row in shots.index[chosen]], per_label)
     if not wanted:
         raise BadInput(f"demonstrations: {most!r} of each label cannot be had from these {len(shots)} shots: a label has none")
-    raise BadInput(
-        f"demonstrations: not even one of each label fits: with the longest input of {room} tokens they take {len(tokens) + room}, "
-        f"and {backbone.name!r} reads {backbone.context_length}"
-    )
+    first, chosen, tokens = [i for i in np.argsort(order) if nth[i] == 0], [], list(backbone.prefix)
+    for i in first:
+        if len(tokens) + len(pieces[i]) + room <= backbone.context_length:
+            chosen, tokens = [*chosen, i], tokens + pieces[i]
+    if len(chosen) > 1:
+        return Context(tokens, [int(row) for row in shots.index[chosen]], 1, len(words) - len(chosen))
+    needed = sum(len(pieces[i]) for i in first) + len(backbone.prefix) + room
+    raise BadInput(f"demonstrations: not even one of each label fits: with the longest input of {room} tokens they take {needed}, "
+                   f"and {backbone.name!r} reads {backbone.context_length}")
 
 
 def instructed(backbone, spec: TaskFile, words: list[str], room: int) -> Context:
     """The task file's instruction as a context. Raises BadInput if it and the longest input do not fit."""
     tokens = backbone.prefix + backbone.tokenize([instruction(spec, words) + SEPARATOR])[0]
-    room += longest_word(backbone, words)
+    room += max(read_behind(backbone.tokenizer, words))
     if len(tokens) + room > backbone.context_length:
         raise BadInput(f"context: instruction and longest input take {len(tokens) + room} tokens; {backbone.name!r} reads {backbone.context_length}")
     return Context(tokens)

@@ -9,7 +9,7 @@ is kept as plain arrays, and of a probe the backbone's name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,11 @@ from torch import nn
 
 from lowres.files import BadInput, read_json, shown
 from lowres.methods.evaluation import last_states
-from lowres.methods.in_context import longest_word
 from lowres.methods.training import Outcome
 from lowres.models import adapters
 from lowres.models.backbone import Backbone, load_backbone, resolved_precision, without_weights
 from lowres.models.batches import encode
-from lowres.models.heads import Verbalizer
+from lowres.models.heads import Verbalizer, read_behind
 from lowres.models.weights import context_length, load_tokenizer, prefix_tokens
 from lowres.tasks.load import Task
 from lowres.tasks.task_file import fields, filled, read_task
@@ -38,7 +37,6 @@ CLASSIFIER = "classifier.safetensors"  # of a baseline
 EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
 SEVERAL_TOKENS = ("keep: label words of several tokens cannot become a sequence classifier, which reads each text once: words of one token each, "
                   "word_score: first or head: classifier can be kept")
-CHUNK = 1000  # rows that are predicted, and written, at a time
 
 
 def check_can_be_kept(method: str, p) -> None:
@@ -49,8 +47,8 @@ def check_can_be_kept(method: str, p) -> None:
         raise BadInput("keep: another program's answers are no model")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":
         raise BadInput("keep: distillation as_coded trains two models with heads of their own, of which none is the method's")
-    if hasattr(p, "label_words") and getattr(p, "head", "verbalizer") == "verbalizer" and p.fidelity == "as_described" and p.word_score != "first" \
-            and longest_word(without_weights(p.model), read_task(p.task).words(p.label_words)):
+    if hasattr(p, "label_words") and getattr(p, "head", "verbalizer") == "verbalizer" and p.fidelity == "as_described" \
+            and any(read_behind(without_weights(p.model).tokenizer, read_task(p.task).words(p.label_words), p.word_score)):
         raise BadInput(SEVERAL_TOKENS)
 
 
@@ -68,7 +66,7 @@ def write_with_answers(folder: Path, run, outcome: Outcome, about: dict[str, Any
         else:
             told["text"] = [filled(pattern, record) for record in rows[task.file.text].to_dict("records")]
             whole = [len(run.backbone.prefix) + len(ids) for ids in run.backbone.tokenize(list(told["text"]))]
-            told["cut"] = [length > len(ids) for length, ids in zip(whole, (outcome.evaluation or run.evaluation)[name].ids)]
+            told["cut"] = [length > len(ids) for length, ids in zip(whole, run.evaluation[name].ids)]
         parts.append(told)
     if baseline:
         write_classifier(folder, outcome.classifier, task, p, about | {"precision": run.backbone.precision if p.classifier == "probe" else "float32"})
@@ -174,13 +172,18 @@ class Kept:
         return pd.concat([pd.Series(answers, name="predicted"), chances, pd.Series(notes, name="note")], axis=1).set_axis(rows.index)
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    about = read_json(folder / ABOUT)
+    if about is None:
+        raise BadInput(f"{shown(folder)}: is no folder that `lowres keep` made: it has no {ABOUT}")
+    return about
+
+
 @lru_cache(maxsize=2)
 def load(folder: str | Path, device: str = "cpu") -> Kept:
     """A kept model by its folder. Raises BadInput for a folder that is none."""
     place = Path(folder).expanduser()
-    about = read_json(place / ABOUT)
-    if about is None:
-        raise BadInput(f"{shown(place)}: is no folder that `lowres keep` made: it has no {ABOUT}")
+    about = read_about(place)
     if "classifier" in about:
         return Kept(about, _baseline(place, about, device))
     backbone, weight = _sequence_classifier(place, about, device)
@@ -218,8 +221,3 @@ def _through(backbone: Backbone, rows: pd.DataFrame, about: dict[str, Any], answ
     inputs = encode(backbone, rows.assign(label=0), about["pattern"], about["max_length"])
     whole = encode(backbone, rows.assign(label=0), about["pattern"], 10**9).ids if inputs.cut else inputs.ids
     return answer(last_states(backbone, inputs.ids)), np.array([len(a) > len(b) for a, b in zip(whole, inputs.ids)], bool)
-
-
-def in_chunks(rows: pd.DataFrame, start: int = 0) -> Iterator[pd.DataFrame]:
-    for first in range(start, len(rows), CHUNK):
-        yield rows.iloc[first : first + CHUNK]

@@ -242,6 +242,8 @@ def show(drawn: Picture, folder: Path | None = None) -> None:
     from IPython.display import Markdown, display
 
     buffer = io.BytesIO()
+    drawn.figure.draw_without_rendering()
+    drawn.figure.set_layout_engine("none")  # its places are found now: each format would seek them anew, twice
     drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
     picture = few_colours(buffer)
     if folder and folder.is_dir():

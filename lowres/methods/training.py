@@ -46,7 +46,6 @@ class Outcome:
     training: Training
     logits: dict[str, np.ndarray]
     extra: dict[str, Any] = field(default_factory=dict)  # the method's own findings, for the record
-    evaluation: dict[str, Any] | None = None  # the encoded evaluation sets, where they differ from trial to trial
     classifier: Any = None  # scikit-learn's, of a baseline that may be kept
     read: int = 0  # tokens read besides, without a gradient: contexts, a teacher's inputs
 

@@ -95,13 +95,9 @@ def word_tokens(tokenizer, words: list[str], score: str = "sum") -> list[list[in
     return [ids[:1] for ids in tokens] if score == "first" else tokens
 
 
-def word_ids(tokenizer, words: list[str]) -> list[int]:
-    """Each label word's one token. Raises BadInput for a word of several tokens, or two words with the same first one."""
-    for word, ids in zip(words, tokens := word_tokens(tokenizer, words, "sum")):
-        if len(ids) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(ids)
-            raise BadInput(f"label_words: {word!r} is {len(ids)} tokens ({', '.join(pieces)}); one is wanted (mind the space in front)")
-    return [ids[0] for ids in tokens]
+def read_behind(tokenizer, words: list[str], score: str = "sum") -> list[int]:
+    """How many tokens are read behind a text to tell each label word: its own but the last. Raises BadInput as `word_tokens` does."""
+    return [len(ids) - 1 for ids in word_tokens(tokenizer, words, score)]
 
 
 def tokens_after_text(tokenizer, words: str) -> list[int]:

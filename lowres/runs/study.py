@@ -1,6 +1,7 @@
 """A study file -> runs, and which of them are done. Imports no torch: planning and status take no time.
 
     description: what the study asks
+    defaults: {lora: {learning_rate: 2.0e-4}}            # a method's own settings that do not name a variant
     set: {model: smollm2-135m, seeds: [0, 1, 2]}         # for every run
     vary: {task: [cola, mnli], shots: [2, 16]}           # one run for each combination
     methods:
@@ -43,6 +44,7 @@ class StudyFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     description: str
+    defaults: dict[str, dict[str, Any]] = {}  # by method, in the place of parameters/methods/
     set: dict[str, Any] = {}
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     methods: list[Entry] = Field(min_length=1)
@@ -89,6 +91,8 @@ def read_study(name: str, data_dir: str | None = None, outputs: str = "outputs")
     """
     path = located(name) if name.endswith((".yaml", ".yml")) else ROOT / "parameters" / "studies" / f"{name}.yaml"
     file = checked(StudyFile, read_yaml(path), shown(path))
+    for method, given in file.defaults.items():
+        validated(method, given, f"{shown(path)}: defaults")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", path.stem) or path.stem.startswith("."):
         raise BadInput(f"{shown(path)}: the file's name {path.stem!r} becomes a folder's: letters, digits, '_', '-' and '.' only")
     if located(outputs).exists() and not located(outputs).is_dir():
@@ -140,7 +144,7 @@ def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, o
     runs = []
     for values in itertools.product(*varied.values()):
         chosen = {**entry.set, **dict(zip(varied, values))}
-        asked = {**_defaults(entry.method), **common, **chosen}
+        asked = {**_defaults(entry.method), **file.defaults.get(entry.method, {}), **common, **chosen}
         if data_dir is not None and not (spec := read_task(str(asked["task"]))).embedded and not spec.folder:
             asked["data_dir"] = data_dir
         variant = ",".join(f"{key}={_short(chosen[key])}" for key in dict.fromkeys(own))

@@ -57,7 +57,8 @@ def verified(spec: TaskFile, file: str, path: Path) -> str:
 
 @cache
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def from_hub(hub: Hub) -> pd.DataFrame:

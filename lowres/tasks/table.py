@@ -1,7 +1,7 @@
 """A file of rows, as people have them -> a table with exactly as many rows as the file has, or a sentence with file, line and what to do.
 
 Text files may be comma-, semicolon-, bar- or tab-separated, in UTF-8 (with or without a mark), UTF-16 or Windows-1252; quoted as spreadsheets
-quote, or not at all where they are tab-separated. What was guessed is among the notes.
+quote, or not at all where they are tab-separated. What was guessed is among the notes. A file of any length can be read piece by piece.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,12 @@ class Table:
     lines: Sequence[int] = ()
     notes: list[str] = field(default_factory=list)
     of_text: bool = False  # every cell is text, as it is in a file that knows nothing else
+    start: int = 0  # rows of the file before these
+    odd: dict[int, str] = field(default_factory=dict)  # rows that do not fit, by their place in the frame, and why
+    marks: bool = False  # such rows are marked in `odd` instead of being refused
 
     def place(self, row: int) -> str:
-        return f"row {row} (line {self.lines[row]})" if len(self.lines) else f"row {row}"
+        return f"row {row + self.start} (line {self.lines[row]})" if len(self.lines) else f"row {row + self.start}"
 
     def text(self, column: str) -> pd.Series:
         """A column as text, None where a cell is empty. Raises BadInput for a column that is not there, or a cell that holds several things."""
@@ -56,55 +60,100 @@ class Table:
         if isinstance(value, float) and value.is_integer():
             return str(int(value))
         if isinstance(value, (list, dict, tuple, set)) or hasattr(value, "__array__"):
-            raise BadInput(f"{self.where}: {column}: {self.place(i)} holds a {type(value).__name__}: one text or number is wanted")
+            self.odd[i] = f"{column}: {self.place(i)} holds a {type(value).__name__}: one text or number is wanted"
+            self.refuse_odd()
+            return None
         return str(value)
+
+    def refuse_odd(self) -> None:
+        if self.odd and not self.marks:
+            raise BadInput(f"{self.where}: {next(iter(self.odd.values()))}")
 
 
 def read_table(path: Path, wanted: Sequence[str] = ()) -> Table:
     """A file as a table. `wanted`: columns that are looked for, which tell delimiters apart. Raises BadInput for one that is damaged."""
+    return next(_pieces(path, wanted, 0))
+
+
+def pieces(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
+    """A file as tables of `size` rows, in constant memory (but for .xlsx and lists in .json). A row that does not fit is marked, not refused; a file
+    that cannot be parted into rows raises BadInput."""
+    start = 0
+    for table in _pieces(path, wanted, size):
+        yield replace(table, start=start)
+        start += len(table.frame)
+
+
+def _pieces(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
     kind = path.suffix.lower()
     try:
-        if kind in DELIMITED:
-            return _delimited(path, *_decoded(path), wanted)
-        if kind in (".jsonl", ".json"):
-            return _json(path, *_decoded(path))
-        return _binary(path, kind)
+        tables = _delimited(path, wanted, size) if kind in DELIMITED else _json(path, size) if "json" in kind else _binary(path, kind, size)
+        for table in tables:
+            table.marks = bool(size)
+            table.refuse_odd()
+            yield table
     except (ValueError, OSError) as error:  # whatever readers raise
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{shown(path)}: not readable as {kind[1:]}: {' '.join(str(error).split())}") from None
 
 
-def _decoded(path: Path) -> tuple[str, list[str]]:
-    """A file's text and, where that is not UTF-8, which encoding was taken."""
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16"), [f"{path.name}: read as UTF-16"]
-    try:
-        return content.decode("utf-8-sig"), []
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        try:
-            return content.decode("cp1252"), [f"{path.name}: read as Windows-1252, since line {line} is not UTF-8"]
-        except UnicodeDecodeError:
-            raise BadInput(f"{shown(path)}: line {line} is neither UTF-8 nor Windows-1252: save the file as UTF-8") from None
+def _encoding(path: Path) -> tuple[str, list[str]]:
+    """A file's encoding and, where that is not UTF-8, a note on it."""
+    with path.open("rb") as stream:
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16", [f"{path.name}: read as UTF-16"]
+    if not (line := _first_line_not_in("utf-8", path)):
+        return "utf-8-sig", []
+    if _first_line_not_in("cp1252", path):
+        raise BadInput(f"{shown(path)}: line {line} is neither UTF-8 nor Windows-1252: save the file as UTF-8")
+    return "cp1252", [f"{path.name}: read as Windows-1252, since line {line} is not UTF-8"]
 
 
-def _delimited(path: Path, text: str, notes: list[str], wanted: Sequence[str]) -> Table:
-    text = text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
-    if not text.strip():
+def _first_line_not_in(encoding: str, path: Path) -> int:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    """A file's lines, each with its end, those of Windows and of an old Mac as \\n."""
+    with path.open(encoding=encoding, newline="\n") as stream:
+        old = not (first := stream.readline()).endswith("\n") and "\r" in first
+    with path.open(encoding=encoding, newline="\r" if old else "\n") as stream:
+        for line in stream:
+            yield line.replace("\r", "\n") if old else line.replace("\r\n", "\n")
+
+
+def _delimited(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
+    encoding, notes = _encoding(path)
+    first = next((line for line in _lines(path, encoding) if line.strip()), "")
+    if not first:
         raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: No columns: the file is empty")
-    delimiter = _delimiter(path, text[: text.find("\n")] if "\n" in text else text, wanted)
+    delimiter = _delimiter(path, first.removesuffix("\n"), wanted)
     if delimiter != _usual(path):
         notes.append(f"{path.name}: its columns are parted by {'tabs' if delimiter == chr(9) else repr(delimiter)}")
-    if delimiter != "\t" or _quoted(text):
-        if delimiter == "\t":
-            notes.append(f"{path.name}: its cells are quoted, as spreadsheets do")
-        rows, lines = _rows_without_quotes(path, text, delimiter, notes)
-    else:
-        numbered = [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line]
-        lines, rows = [number for number, _ in numbered], [row for _, row in numbered]
-    return _as_table(path, rows, lines, notes, delimiter)
+    quotes = delimiter != "\t" or _quoted(_lines(path, encoding))
+    if quotes and delimiter == "\t":
+        notes.append(f"{path.name}: its cells are quoted, as spreadsheets do")
+    rows = _rows(path, _lines(path, encoding), delimiter, quotes)
+    header = next(rows)[2]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise BadInput(f"{shown(path)}: column {twice!r} stands twice in the header")
+    for piece in _parted(rows, size):
+        yield _as_table(path, header, piece, notes + _swallowed(path, header, piece, delimiter), delimiter)
+        notes = []
+
+
+def _parted(rows: Iterator, size: int) -> Iterator[list]:
+    """Lists of `size` (0: of all), at least one."""
+    yield list(islice(rows, size or None))
+    while more := list(islice(rows, size or None)):
+        yield more
 
 
 def _delimiter(path: Path, header: str, wanted: Sequence[str]) -> str:
@@ -122,12 +171,12 @@ def _usual(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def _quoted(text: str) -> bool:
+def _quoted(lines: Iterator[str]) -> bool:
     """Whether a tab-separated file is a spreadsheet's: every cell with a quotation mark in it is quoted from end to end, or, around a line break in
     it, only opens or only closes, as many the one as the other."""
     found = {"whole": 0, "opens": 0, "closes": 0}
-    for line in text.split("\n") if '"' in text else ():
-        for cell in line.split("\t") if '"' in line else ():
+    for line in lines:
+        for cell in line.removesuffix("\n").split("\t") if '"' in line else ():
             if '"' in cell:
                 kind = _quoting(cell)
                 if not kind:
@@ -146,102 +195,110 @@ def _quoting(cell: str) -> str:
     return "opens" if cell[0] == '"' and plain(cell[1:]) else "closes" if cell[-1] == '"' and plain(cell[:-1]) else ""
 
 
-def _rows_without_quotes(path: Path, text: str, delimiter: str, notes: list[str]) -> tuple[list[list[str]], list[int]]:
-    """Rows of a file that quotes, and the line each begins in; `notes` gets a word on a cell that has swallowed what looks like rows."""
-    rows, lines, longer, begun = [], [], [], 1
-    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+def _rows(path: Path, lines: Iterator[str], delimiter: str, quotes: bool) -> Iterator[tuple[int, int, list[str]]]:
+    """Each row, behind the first and the last line that it stands in."""
+    if not quotes:
+        for number, line in enumerate(lines, 1):
+            if line := line.removesuffix("\n"):
+                yield number, number, line.split(delimiter)
+        return
+    begun, reader = 1, csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if row:
-                rows.append(row)
-                lines.append(begun)
-                if reader.line_num > begun:
-                    longer.append((begun, reader.line_num, [line for cell in row for line in cell.split("\n")[:-1]]))
+                yield begun, reader.line_num, row
             begun = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f"{shown(path)}: line {begun}: a quotation mark is not closed, or stands inside a cell ({error}): one that stands for itself "
                        "is written twice, within a quoted cell") from None
-    last = {row[-1] for row in rows[1:]}
-    for first, end, inside in longer:
-        if any(line.count(delimiter) == len(rows[0]) - 1 > 0 and line.rsplit(delimiter, 1)[-1] in last for line in inside):
+
+
+def _swallowed(path: Path, header: list[str], rows: list[tuple[int, int, list[str]]], delimiter: str) -> list[str]:
+    """A word on each cell that has swallowed what looks like rows."""
+    longer, notes = [row for row in rows if row[1] > row[0]], []
+    last = {row[-1] for *_, row in rows} if longer else ()
+    for first, end, row in longer:
+        inside = [line for cell in row for line in cell.split("\n")[:-1]]
+        if any(line.count(delimiter) == len(header) - 1 > 0 and line.rsplit(delimiter, 1)[-1] in last for line in inside):
             notes.append(f"{path.name}: lines {first} to {end} are one row, since a cell is quoted from one to the other, and hold what look "
                          "like rows of their own: is a quotation mark left open?")
-    return rows, lines
+    return notes
 
 
-def _lines(text: str) -> Iterator[str]:
-    """A text's lines with their ends, one at a time (an io.StringIO takes four bytes a character)."""
-    start = 0
-    while end := text.find("\n", start) + 1:
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
-
-
-def _as_table(path: Path, rows: list[list[str]], lines: list[int], notes: list[str], delimiter: str) -> Table:
+def _as_table(path: Path, header: list[str], rows: list[tuple[int, int, list[str]]], notes: list[str], delimiter: str) -> Table:
     import pandas as pd
 
-    header = rows[0]
-    if twice := next((name for name in header if header.count(name) > 1), None):
-        raise BadInput(f"{shown(path)}: column {twice!r} stands twice in the header")
-    kept = [i for i, row in enumerate(rows) if any(row)]
+    kept, odd, width = [(line, row) for line, _, row in rows if any(row)], {}, len(header)
     if len(kept) < len(rows):
         notes.append(f"{path.name}: {len(rows) - len(kept)} rows without anything in them are left out")
-        rows, lines = [rows[i] for i in kept], [lines[i] for i in kept]
-    for line, row in zip(lines, rows):
-        if len(row) != len(header):
+    cells = [row for _, row in kept]
+    for i, (line, row) in enumerate(kept):
+        if len(row) != width:
             name = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}[delimiter]
             fields = f"{len(row)} field" + "s" * (len(row) != 1)
-            raise BadInput(f"{shown(path)}: line {line} has {fields}, the header has {len(header)} ({', '.join(header)[:80]}): "
-                           f"a cell with a {name} in it is put in quotation marks")
-    return Table(shown(path), pd.DataFrame(rows[1:], columns=header, dtype=object), lines[1:], notes, of_text=True)
+            odd[i] = (f"line {line} has {fields}, the header has {width} ({', '.join(header)[:80]}): a cell with a {name} in it is put in quotation "
+                      "marks")
+            cells[i] = [*row[: width - 1], delimiter.join(row[width - 1 :])] if len(row) > width else row + [""] * (width - len(row))
+    return Table(shown(path), pd.DataFrame(cells, columns=header, dtype=object), [line for line, _ in kept], notes, of_text=True, odd=odd)
 
 
-def _json(path: Path, text: str, notes: list[str]) -> Table:
+def _json(path: Path, size: int) -> Iterator[Table]:
     """A JSON object a line, or one list of objects."""
     import pandas as pd
 
-    if text.lstrip().startswith("["):
-        found = _parsed(path, text, 1)
-        records, lines = found, range(1, len(found) + 1)
-    else:
-        numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        records, lines = [_parsed(path, line, number) for number, line in numbered], [number for number, _ in numbered]
-    for line, record in zip(lines, records):
-        if not isinstance(record, dict):
-            raise BadInput(f"{shown(path)}: line {line} is no JSON object: {{\"text\": …, \"label\": …}} is wanted")
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    data = {column: pd.Series([record.get(column) for record in records], dtype=object) for column in columns}
-    return Table(shown(path), pd.DataFrame(data), lines, notes)
+    encoding, notes = _encoding(path)
+    first = next((line for line in _lines(path, encoding) if line.strip()), "")
+    records = lambda: ((number, *_parsed(line)) for number, line in enumerate(_lines(path, encoding), 1) if line.strip())
+    if first.lstrip().startswith("["):
+        found, why = _parsed("".join(_lines(path, encoding)))
+        if why:
+            raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: line 1: {why}")
+        records = lambda: ((number, record, "") for number, record in enumerate(found, 1))
+    columns = list(dict.fromkeys(key for _, record, _ in records() if isinstance(record, dict) for key in record)) if size else []
+    for piece in _parted(records(), size):
+        odd = {i: f"not readable as {path.suffix[1:]}: line {line}: {why}" if why else
+               f"line {line} is no JSON object: {{\"text\": …, \"label\": …}} is wanted"
+               for i, (line, record, why) in enumerate(piece) if why or not isinstance(record, dict)}
+        found_here = [{} if i in odd else record for i, (_, record, _) in enumerate(piece)]
+        data = {column: pd.Series([record.get(column) for record in found_here], dtype=object)
+                for column in columns or dict.fromkeys(key for record in found_here for key in record)}
+        yield Table(shown(path), pd.DataFrame(data, index=range(len(piece))), [line for line, *_ in piece], notes, odd=odd)
+        notes = []
 
 
-def _parsed(path: Path, text: str, line: int) -> Any:
+def _parsed(text: str) -> tuple[Any, str]:
+    """What a text of JSON says, or why it says nothing."""
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a key stands twice in one object")
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=once), ""
     except ValueError as error:
-        raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: line {line}: {error}") from None
+        return None, str(error)
 
 
-def _binary(path: Path, kind: str) -> Table:
+def _binary(path: Path, kind: str, size: int) -> Iterator[Table]:
     import pandas as pd
 
     notes: list[str] = []
     if kind == ".parquet":
-        frame = pd.read_parquet(path)
-    else:
-        try:
-            sheets = pd.read_excel(path, sheet_name=None, dtype=object, keep_default_na=False, na_values=[""])
-        except ImportError:
-            raise BadInput(f"{shown(path)}: .xlsx wants the package openpyxl: pip install openpyxl, or save it as .csv") from None
-        except Exception as error:  # a zip archive has many ways to be damaged
-            raise ValueError(error) from None
-        (name, frame), *others = sheets.items()
-        notes += [f"{path.name}: of {len(sheets)} sheets the first is read, {name!r}"] if others else []
-    lines = () if kind == ".parquet" else range(2, len(frame) + 2)  # a sheet's header is its first row
-    return Table(shown(path), frame.reset_index(drop=True).astype(object), lines, notes)
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as file:
+            frames = (part.to_pandas() for part in file.iter_batches(size)) if size and file.metadata.num_rows else [pd.read_parquet(path)]
+            yield from (Table(shown(path), frame.reset_index(drop=True).astype(object)) for frame in frames)
+        return
+    try:
+        sheets = pd.read_excel(path, sheet_name=None, dtype=object, keep_default_na=False, na_values=[""])
+    except ImportError:
+        raise BadInput(f"{shown(path)}: .xlsx wants the package openpyxl: pip install openpyxl, or save it as .csv") from None
+    except Exception as error:  # a zip archive has many ways to be damaged
+        raise ValueError(error) from None
+    (name, frame), *others = sheets.items()
+    notes += [f"{path.name}: of {len(sheets)} sheets the first is read, {name!r}"] if others else []
+    lines = range(2, len(frame) + 2)  # a sheet's header is its first row
+    for start in range(0, max(len(frame), 1), size or max(len(frame), 1)):
+        part = slice(start, start + (size or len(frame)))
+        yield Table(shown(path), frame.iloc[part].reset_index(drop=True).astype(object), lines[part], [] if start else notes)
