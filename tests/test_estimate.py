@@ -1,7 +1,9 @@
 """What a study will take is told before it begins: operations as records count them, over a rate measured here."""
 
 import pytest
+import torch
 from toys import GRAMMAR
+from transformers import Gemma3TextConfig
 
 from lowres.methods.cost import flops
 from lowres.parameters import validated
@@ -104,3 +106,10 @@ def test_runs_are_handed_out_so_that_workers_end_together():
     runs = [Stub(name) for name in "abc"]
     left = TimeLeft([], {"a": (100.0, 0.0), "b": (60.0, 0.0), "c": (40.0, 0.0)})
     assert left.of(dict.fromkeys(runs, 1), 2) == 100 + 2 * 8
+
+
+def test_one_layer_is_measured_of_a_model_whose_layers_differ():
+    config = Gemma3TextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                              sliding_window=96, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    model = estimate._layer(config, torch.device("cpu"))
+    assert len(model.layers) == 1 and config.num_hidden_layers == 3

@@ -257,7 +257,9 @@ def _keep_blocks() -> None:
 def _layer(config, place: torch.device):
     from transformers import AutoModel
 
-    config = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1, "vocab_size": 1024, "pad_token_id": 0})
+    layers = config.num_hidden_layers
+    first = {key: value[:1] for key, value in config.to_dict().items() if isinstance(value, list) and len(value) == layers}  # what each layer is
+    config = type(config).from_dict({**config.to_dict(), **first, "num_hidden_layers": 1, "vocab_size": 1024, "pad_token_id": 0})
     return AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32).to(place)
 
 
