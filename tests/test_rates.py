@@ -6,7 +6,7 @@ import pytest
 from scipy.special import softmax
 from synthetic import fill, make_study
 
-from lowres.analysis import rates
+from lowres.analysis import plots, rates
 from lowres.analysis.collect import collect
 from lowres.runs import records
 from lowres.runs.study import read_study
@@ -112,3 +112,17 @@ def test_trials_that_chose_are_shown_where_there_is_nothing_to_hold_them_against
 def test_the_probability_of_improvement_is_the_share_of_pairs_won():
     one, other = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 1.0])}
     assert rates.probability_of_improvement(one, other) == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_accuracy_is_drawn_against_the_rate_a_line_a_method_and_level_where_it_has_none(trials):
+    other = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)]
+    other = other.assign(method="in_context", learning_rate="", folder="elsewhere", accuracy=0.5)
+    whole = pd.concat([trials, other], ignore_index=True)
+    drawn = plots.against_rates(whole, rates.rated(whole))
+    assert len({one.name for one in drawn}) == 2
+    axes = drawn[0].figure.axes[0]
+    lines = {tuple(np.round(np.array(line.get_ydata(), float), 6)) for line in axes.get_lines() if len(line.get_xdata()) in (2, 3)}
+    cola = trials[(trials["task"] == "cola") & (trials["domain"] == "in") & (trials["method"] == "pbft")]
+    expected = 100 * cola.groupby(cola["learning_rate"].astype(float))["accuracy"].mean().sort_index()
+    assert tuple(np.round(expected.to_numpy(), 6)) in lines and (50.0, 50.0) in lines
+    assert "vanilla; pbft; in_context" in drawn[0].alt and plots.against_rates(trials.head(0), rates.rated(trials.head(0))) == []

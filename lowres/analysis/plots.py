@@ -107,6 +107,13 @@ def legend_below(figure: Figure, grid) -> None:
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
+def title_legend(grid) -> None:
+    """Says what the level lines are above seaborn's legend, and makes room for it beside the panels."""
+    grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
+    grid.figure.draw_without_rendering()
+    grid.figure.subplots_adjust(right=0.98 - grid.legend.get_window_extent().width / grid.figure.bbox.width)
+
+
 def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9) -> tuple[Figure, np.ndarray]:
     import matplotlib.pyplot as plt
 
@@ -141,7 +148,6 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
     if across:
         grid = sns.relplot(kind="line", x="shots", y="percent", style="line", markers=True, dashes=True, err_style="bars",
                            facet_kws={"sharey": False}, **form)
-        grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
     else:  # one number of examples is no axis: a method a line
         grid = sns.catplot(kind="point", x="percent", y="line", linestyle="none", legend=False, **form)
     for name, axes in grid.axes_dict.items():
@@ -153,12 +159,56 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
         if across:
             shot_axis(axes, here["shots"].unique())
     grid.set_axis_labels(*(("labelled examples per class", "accuracy, %") if across else ("accuracy, %", ""))).set_titles("{col_name}", size="medium")
+    if across:
+        title_legend(grid)
     plt.close(grid.figure)
     alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
            f"{'; '.join(name.replace(chr(10), ' ') for name in looks)}. "
            f"{counted(lines).capitalize()}, bars are 95 % intervals over seeds. The dotted line is a constant answer"
            + (", the long-dashed one the untrained model." if table["untrained"].notna().any() else "."))
     return [Picture(grid.figure, "answer", alt)]
+
+
+def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
+    """A figure a model, task and number of shots: accuracy against the learning rate, a panel a domain, a line a method; methods that have no several
+    rates as level lines, beside the constant answer and the untrained model. `rated`: what `rates.rated` gives of these trials."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    found, place, domains = [], ["model", "task", "shots"], {"in": "in domain", "out": "out of domain"}
+    listed = rated[~rated["chose"]] if len(rated) else rated
+    level = trials[trials["main"] & ~trials["ablation"] & ~trials["folder"].isin(listed["folder"])] if len(listed) else trials
+    for key, lines in listed.groupby(place, sort=False) if len(listed) else ():
+        table = _by_rate(lines, level[(level[place] == list(key)).all(axis=1)])
+        looks = {line: COLOURS.get(method, "0.2") for line, method in zip(table["line"], table["method"])}
+        theme()
+        grid = sns.relplot(table, kind="line", x="rate", y="accuracy", hue="line", style="line", markers=True, palette=looks, col="domain",
+                           height=3.6, aspect=1.2, err_style="bars", errorbar=lambda values: np.clip(interval(values), 0, 100))
+        for domain, axes in grid.axes_dict.items():
+            here = table[table["domain"] == domain]
+            axes.set(xscale="log", title=domains[domain])
+            axes.axhline(here["constant"].mean(), **YARDSTICK)
+            if here["untrained"].notna().any():
+                axes.axhline(here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
+        grid.set_axis_labels("learning rate", "accuracy, %")
+        title_legend(grid)
+        plt.close(grid.figure)
+        alt = (f"Accuracy on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, in domain and out of domain (the mean "
+               f"over its sets): {'; '.join(looks)}. {counted(lines).capitalize()}, bars are 95 % intervals over seeds.")
+        found.append(Picture(grid.figure, file_name("rates", key[1], key[0], key[2]), alt))
+    return found
+
+
+def _by_rate(lines: pd.DataFrame, level: pd.DataFrame) -> pd.DataFrame:
+    """Percent by domain, line, rate and seed; what has no rate stands at the lowest and the highest."""
+    import pandas as pd
+
+    rate = lines["learning_rate"].astype(float)
+    named = lambda part, setting: [line_name(*words) for words in zip(part["method"], part[setting])]
+    parts = [lines.assign(line=named(lines, "setting"), rate=rate)]
+    parts += [level.assign(line=named(level, "variant"), rate=end) for end in (rate.min(), rate.max()) if len(level)]
+    columns = ["accuracy", "constant", "untrained"]
+    return pd.concat(parts).groupby(["domain", "line", "method", "rate", "seed"], sort=False)[columns].mean().mul(100).reset_index()
 
 
 def accuracy_against_shots(trials: pd.DataFrame) -> list[Picture]:
