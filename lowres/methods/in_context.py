@@ -45,7 +45,7 @@ class Context:
 
     def sentence(self) -> str:
         """For the reader."""
-        shown = f"{self.per_label} demonstrations of each label fit" if not self.without else \
+        shown = "an instruction" if not self.rows else f"{self.per_label} demonstrations of each label fit" if not self.without else \
             f"one demonstration of each of {len(self.rows)} labels fits ({self.without} labels have none)"
         return f"{shown}, {len(self.tokens):,} tokens"
 
@@ -65,8 +65,8 @@ def demonstrated(
 ) -> Context:
     """As many demonstrations of each label as there are, as `most` asks for and as leave `room` tokens for an input.
 
-    They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Where not one a label fits, one of as many labels
-    as fit, in that order. Raises BadInput if that is not two labels.
+    They are the first of the draw (so 16 contain the 2), in the order of `order`, a number a shot. Where not one a label fits, one of each label that
+    still fits, in that order; where that is one alone, of the labels whose texts are shortest. Raises BadInput if there are not two.
     """
     answers, end = [tokens_after_text(backbone.tokenizer, word) for word in words], tokens_after_text(backbone.tokenizer, SEPARATOR)
     room += max(read_behind(backbone.tokenizer, words))
@@ -83,12 +83,16 @@ def demonstrated(
             return Context(tokens, [int(row) for row in shots.index[chosen]], per_label)
     if not wanted:
         raise BadInput(f"demonstrations: {most!r} of each label cannot be had from these {len(shots)} shots: a label has none")
-    first, chosen, tokens = [i for i in np.argsort(order) if nth[i] == 0], [], list(backbone.prefix)
-    for i in first:
-        if len(tokens) + len(pieces[i]) + room <= backbone.context_length:
-            chosen, tokens = [*chosen, i], tokens + pieces[i]
-    if len(chosen) > 1:
-        return Context(tokens, [int(row) for row in shots.index[chosen]], 1, len(words) - len(chosen))
+    first = [i for i in np.argsort(order) if nth[i] == 0]
+    for by in (first, sorted(first, key=lambda i: len(pieces[i]))):
+        some, left = set(), backbone.context_length - len(backbone.prefix) - room
+        for i in by:
+            if len(pieces[i]) <= left:
+                some, left = some | {i}, left - len(pieces[i])
+        if len(some) > 1:
+            chosen = [i for i in first if i in some]
+            tokens = sum((pieces[i] for i in chosen), list(backbone.prefix))
+            return Context(tokens, [int(row) for row in shots.index[chosen]], 1, len(words) - len(chosen))
     needed = sum(len(pieces[i]) for i in first) + len(backbone.prefix) + room
     raise BadInput(f"demonstrations: not even one of each label fits: with the longest input of {room} tokens they take {needed}, "
                    f"and {backbone.name!r} reads {backbone.context_length}")
