@@ -77,6 +77,17 @@ def test_rows_widen_the_interval():
     assert high - low > 3 * by_seed and high - low == pytest.approx(2 * 1.96 * matrix.mean(axis=0).std() / np.sqrt(200), rel=0.15)
 
 
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_the_interval_over_seeds_and_rows_holds_the_truth_as_often_as_it_says(seeds):
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(500):
+        hard, luck = rng.normal(0, 0.4, (1, 100)), rng.normal(0, 0.08, (seeds, 1))
+        low, high = statistics.crossed_interval([(1.0, 0.6 + hard + luck + rng.normal(0, 0.2, (seeds, 100)))])
+        held += low < 0.6 < high
+    assert held >= 0.93 * 500
+    assert np.isnan(statistics.crossed_interval([(1.0, np.ones((1, 50)))])).all(), "one seed knows of no other"
+
+
 def test_no_winner_needs_every_method_beaten_somewhere():
     noise = np.random.default_rng(0).normal(0, 0.5, (4, 10))
     split = [("a", "b", 5 + noise[0]), ("a", "b", -5 + noise[1])]

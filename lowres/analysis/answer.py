@@ -64,8 +64,8 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     best = list(order)[:MOST_LINES - len(rows)]
     seconds = _seconds(part)
     rows += [[_line_name(key), *lines[key], seconds[key]] for key in best]
-    said = [f"{safe(model)}, {shots} examples per class. In brackets: 95 % intervals, seeds and rows drawn anew.",
-            "↑: above the constant answer and the untrained model.", absent, of_machines(part)]
+    said = [f"{safe(model)}, {shots} examples per class. In brackets: 95 % intervals for new draws of the examples and new rows.",
+            "Of macro-F1: for new draws alone. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
     if len(order) > len(best):
         said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
     return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
@@ -134,8 +134,8 @@ def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
 
 
 def over_seeds_and_rows(run: pd.DataFrame) -> tuple[float, float]:
-    """95 % interval of a run's mean accuracy over its sets, seeds and rows both drawn anew (`statistics.crossed_interval`); over seeds alone where
-    the predictions are not at hand, or macro-F1 stands."""
+    """95 % interval of a run's mean accuracy over its sets, for new seeds and new rows (`statistics.crossed_interval`); over seeds alone where the
+    predictions are not at hand, or macro-F1 stands."""
     matrices = []
     for name, part in run.sort_values("seed").groupby("set"):
         found = [read_predicted(folder, seed).get(name) for folder, seed in zip(part["folder"], part["seed"])]
@@ -144,7 +144,7 @@ def over_seeds_and_rows(run: pd.DataFrame) -> tuple[float, float]:
         matrices.append(np.stack([one.correct for one in found]).astype(float))
     if len({len(matrix) for matrix in matrices}) > 1:
         return accuracy_interval(run.groupby("seed")["accuracy"].mean())
-    return crossed_interval([(1 / len(matrices), matrix) for matrix in matrices])
+    return tuple(np.clip(crossed_interval([(1 / len(matrices), matrix) for matrix in matrices]), 0, 1))
 
 
 def _bar(part: pd.DataFrame, sets: dict, name: str) -> list[str]:

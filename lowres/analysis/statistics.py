@@ -111,23 +111,19 @@ def bootstrap_interval(d: np.ndarray) -> tuple[float, float]:
     return tuple(map(float, found.confidence_interval))
 
 
-def crossed_interval(matrices: list[tuple[float, np.ndarray]], times: int = 2000) -> tuple[float, float]:
-    """95 % interval of a weighted sum of mean differences when both seeds and evaluation rows are drawn anew.
+def crossed_interval(matrices: list[tuple[float, np.ndarray]]) -> tuple[float, float]:
+    """95 % interval of a weighted sum of mean differences, for new seeds and new evaluation rows; (nan, nan) of one seed.
 
-    `matrices`: for each evaluation set its weight and its differences (seeds, rows), the seeds in the same order. Seeds are drawn
-    once for all sets, rows in each set (Owen 2007, "The pigeonhole bootstrap", which errs on the wide side).
+    `matrices`: for each evaluation set its weight and its differences (seeds, rows), the seeds in the same order. The squares of two half-widths are
+    added: Student's t of the seeds' sums, and the normal one of the rows' means, of each set. What a seed does to a row is in both, so it errs on the
+    wide side. A bootstrap of both (Owen 2007) is too narrow at few seeds: of six, 86 % of its intervals held the truth.
     """
-    rng = np.random.default_rng(0)
-    seeds = len(matrices[0][1])
-    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), times) / seeds  # (times, seeds): how often each was drawn
-    total = np.zeros(times)
-    for weight, matrix in matrices:
-        rows = matrix.shape[1]
-        for start in range(0, times, 100):  # a hundred at a time: HANS has 30,000 rows
-            by_row = drawn[start:start + 100] @ matrix
-            again = rng.multinomial(rows, np.full(rows, 1 / rows), len(by_row)) / rows
-            total[start:start + 100] += weight * (by_row * again).sum(axis=1)
-    return tuple(np.quantile(total, [ALPHA / 2, 1 - ALPHA / 2]).tolist())
+    seeds = np.sum([weight * matrix.mean(axis=1, dtype=float) for weight, matrix in matrices], axis=0)
+    low, high = t_interval(seeds)
+    rows = sum(weight**2 * matrix.mean(axis=0, dtype=float).var(ddof=1) / matrix.shape[1] for weight, matrix in matrices)
+    same = len(seeds) > 1 and np.ptp(seeds) == 0  # of which Student's t has no interval
+    half = np.hypot(0 if same else (high - low) / 2, stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(rows))
+    return float(seeds.mean() - half), float(seeds.mean() + half)
 
 
 def seeds_needed(spread: float, margin: float, claims: int, comparable: bool) -> float:
