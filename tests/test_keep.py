@@ -14,6 +14,7 @@ from lowres.files import BadInput
 from lowres.runs import keep
 from lowres.runs.keep import predict_file
 from lowres.runs.study import read_study, select
+from lowres.tasks.table import read_table
 
 METHODS = [
     {"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "set": {"learning_rate": 0.01}}, {"method": "adaptive"},
@@ -181,6 +182,19 @@ def test_a_file_that_breaks_off_is_refused_before_a_model_is_loaded_and_nothing_
     with pytest.raises(BadInput, match="line 2502: a quotation mark is not closed"):
         predict_file(str(kept), str(tmp_path / "rows.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_what_a_model_would_write_over_what_no_row_fits_and_odd_characters(kept, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"sentence": "The nurse has slept.", "p(acceptable)": 0.9}\n')
+    (tmp_path / "odd.csv").write_text("id,sentence\n1,2,3\n4,5,6\n")
+    for name, said in (("p.jsonl", "column 'p\\(acceptable\\)' would be written twice"), ("odd.csv", "not one row fits: line 2 has 3 fields")):
+        with pytest.raises(BadInput, match=said):
+            predict_file(str(kept), str(tmp_path / name))
+    lines = ('{"sentence": "The nurse has slept.", "id": "\\ud83d"}', '{"sentence": "One\\rtwo.", "id": "\\ud83d\\ude00"}')
+    (tmp_path / "half.jsonl").write_text("\n".join(lines))
+    found = read_table(predict_file(str(kept), str(tmp_path / "half.jsonl"), str(tmp_path / "half.csv"), tell=lambda line: None)).frame
+    assert list(found["id"]) == ["?", "\U0001f600"] and list(found["sentence"]) == ["The nurse has slept.", "One\rtwo."]
+    assert "half a character" in found["note"][0] and found["predicted"][0] == "" and found["predicted"][1]
 
 
 def test_a_broken_prediction_is_gone_on_with_and_ends_the_same(kept, tmp_path, monkeypatch):

@@ -216,7 +216,8 @@ def test_a_studys_defaults_take_the_place_of_a_methods_own_and_name_no_variant(t
     assert (vanilla.parameters.learning_rate, lora.parameters.learning_rate, other.parameters.learning_rate) == (3e-5, 4e-4, 4e-4)
     assert pbft.parameters.learning_rate == defaults("pbft")["learning_rate"] and (lora.parameters.rank, other.parameters.rank) == (2, 4)
     assert [run.variant for run in (vanilla, lora, other)] == ["", "", "rank=4"]
-    for wrong, said in (("vanila: {epochs: 1}", "'vanila' is not a method"), ("vanilla: {learning_rat: 1.0e-5}", 'did you mean "learning_rate"')):
+    for wrong, said in (("vanila: {epochs: 1}", "'vanila' is no method"), ("vanilla: {learning_rat: 1.0e-5}", 'did you mean "learning_rate"'),
+                        ("vanilla: {output_dir: here}", "'output_dir' is no parameter of vanilla")):
         path.write_text(text.replace("vanilla: {learning_rate: 3.0e-5}", wrong) + "  - method: vanilla\n")
         with pytest.raises(BadInput, match=f"rated.yaml: defaults: .*{re.escape(said)}"):
             read_study(str(path))

@@ -293,11 +293,37 @@ def test_parquet_and_files_without_rows_come_in_pieces_too(tmp_path):
     assert [list(table.frame) for name in ("none.parquet", "none.csv") for table in pieces(tmp_path / name, (), 5)] == [["text", "label"]] * 2
 
 
+@pytest.mark.parametrize(("name", "content", "cells"), [
+    ("one.csv", 'text\nHello, world\n"a, b"\n', [["Hello, world"], ["a, b"]]),
+    ("long.csv", "text,label\n" + "word " * 40_000 + ",b\n", [["word " * 40_000, "b"]])])
+def test_rows_that_are_told_without_loss_fit(tmp_path, name, content, cells):
+    (tmp_path / name).write_text(content)
+    assert read_table(tmp_path / name).frame.values.tolist() == cells
+
+
+def test_parquet_keeps_an_index_and_whole_numbers_beside_a_missing_one(tmp_path):
+    frame = pd.DataFrame({"id": [1, 2, 9007199254740993], "n": pd.array([1, None, 9007199254740993], "Int64"),
+                          "text": pd.array(["a", None, "c"], "string")})
+    frame.set_index("id").to_parquet(tmp_path / "rows.parquet")
+    for table in (read_table(tmp_path / "rows.parquet"), *pieces(tmp_path / "rows.parquet", (), 3)):
+        assert table.text("id").tolist() == ["1", "2", "9007199254740993"] and table.text("n").tolist() == ["1", None, "9007199254740993"]
+        assert table.text("text").tolist() == ["a", None, "c"]
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "the file is empty"), ('{\n "text": "a"\n}\n', "not readable as json: line 1"),
+                                               ('{"text": "a", "id": "\\ud83d"}\n', "line 1: half a character"), ("[" * 100_000, "line 1")])
+def test_json_that_holds_no_rows_or_half_a_character_is_told_in_a_sentence(tmp_path, content, said):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(BadInput, match=said):
+        read_table(tmp_path / "rows.json")
+
+
 ODD = {
     "csv": ('text,label\na,b\n"c, d",e,f,g\nh\ni,j\n', {1: "line 3 has 4 fields, the header has 2", 2: "line 4 has 1 field, the header has 2"},
             [["a", "b"], ["c, d", "e,f,g"], ["h", ""], ["i", "j"]]),
     "jsonl": ('{"text": "a"}\n{"text": "b"\n{"text": ["c"]}\n[]\n{"text": "d"}\n',
-              {1: "line 2: Expecting ',' delimiter", 3: "line 4 is no JSON object", 2: "text: row 2 (line 3) holds a list"},
+              {1: "line 2: Expecting ',' delimiter: line 2 column 1 (char 13): {\"text\": \"b\"", 3: "line 4 is no JSON object",
+               2: "text: row 2 (line 3) holds a list"},
               [["a"], [None], [["c"]], [None], ["d"]])}
 
 

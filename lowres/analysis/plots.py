@@ -107,11 +107,13 @@ def legend_below(figure: Figure, grid) -> None:
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
-def title_legend(grid) -> None:
+def title_legend(grid, untrained: bool) -> None:
     """Says what the level lines are above seaborn's legend, and makes room for it beside the panels."""
-    grid.legend.set_title("dotted: constant answer\nlong dashes: untrained")
+    grid.legend.set_title("dotted: constant answer" + "\nlong dashes: untrained" * bool(untrained))
     grid.figure.draw_without_rendering()
-    grid.figure.subplots_adjust(right=0.98 - grid.legend.get_window_extent().width / grid.figure.bbox.width)
+    legend, (width, height) = grid.legend.get_window_extent(), grid.figure.get_size_inches()
+    grid.figure.set_size_inches(width, max(height, 1.05 * legend.height / grid.figure.dpi))
+    grid.figure.subplots_adjust(right=0.98 - legend.width / grid.figure.bbox.width)
 
 
 def panels(count: int, across: int = 2, width: float = 5.4, height: float = 3.9) -> tuple[Figure, np.ndarray]:
@@ -160,7 +162,7 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
             shot_axis(axes, here["shots"].unique())
     grid.set_axis_labels(*(("labelled examples per class", "accuracy, %") if across else ("accuracy, %", ""))).set_titles("{col_name}", size="medium")
     if across:
-        title_legend(grid)
+        title_legend(grid, table["untrained"].notna().any())
     plt.close(grid.figure)
     alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
            f"{'; '.join(name.replace(chr(10), ' ') for name in looks)}. "
@@ -187,14 +189,17 @@ def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
         for domain, axes in grid.axes_dict.items():
             here = table[table["domain"] == domain]
             axes.set(xscale="log", title=domains[domain])
+            axes.set_xticks(tried := sorted(lines["learning_rate"].astype(float).unique()), [f"{rate:g}" for rate in tried])
+            axes.minorticks_off()
             axes.axhline(here["constant"].mean(), **YARDSTICK)
             if here["untrained"].notna().any():
                 axes.axhline(here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
         grid.set_axis_labels("learning rate", "accuracy, %")
-        title_legend(grid)
+        title_legend(grid, table["untrained"].notna().any())
         plt.close(grid.figure)
-        alt = (f"Accuracy on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, in domain and out of domain (the mean "
-               f"over its sets): {'; '.join(looks)}. {counted(lines).capitalize()}, bars are 95 % intervals over seeds.")
+        where = " and ".join(domains[domain] for domain in grid.axes_dict)
+        alt = (f"Accuracy on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, {where} (the mean over its sets): "
+               f"{'; '.join(looks)}. {counted(lines).capitalize()}, bars are 95 % intervals over seeds.")
         found.append(Picture(grid.figure, file_name("rates", key[1], key[0], key[2]), alt))
     return found
 

@@ -216,11 +216,11 @@ def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:
     """
     path, place = located(file), located(folder)
     about, target = read_about(place), _target(path, out)
-    rows = _rows_of(path, about["text"], tell)
+    rows = _rows_of(path, about, tell)
     part, mark = target.with_name(f".{target.name}.part"), {"file": sha256(path), "model": sha256(place / ABOUT)}
     state = read_json(f"{part}.json") or {}
     done = state.get("rows", 0) if {key: state.get(key) for key in mark} == mark and part.is_file() else 0
-    kept, begun, marked = load(place), time.monotonic(), 0
+    kept, begun, marked = load(place), time.monotonic(), state.get("marked", 0) if done else 0
     with part.open("r+b" if done else "wb") as stream:
         stream.truncate(state.get("bytes", 0) if done else 0)
         stream.seek(0, os.SEEK_END)
@@ -231,7 +231,7 @@ def predict_file(folder: str, file: str, out: str = "", tell=print) -> Path:
             marked += int((answers["note"] != "").sum())
             stream.write(WRITERS[target.suffix](pd.concat([table.frame, answers], axis=1), stream.tell() == 0).encode())
             stream.flush()
-            write_json(Path(f"{part}.json"), {**mark, "rows": now, "bytes": stream.tell()})
+            write_json(Path(f"{part}.json"), {**mark, "rows": now, "bytes": stream.tell(), "marked": marked})
             tell(f"{now:,} of {rows:,} rows, {(now - done) / (time.monotonic() - begun):,.0f} a second")
     os.replace(part, target)
     Path(f"{part}.json").unlink(missing_ok=True)
@@ -251,17 +251,20 @@ def _target(path: Path, out: str) -> Path:
     return target
 
 
-def _rows_of(path: Path, columns: list[str], tell: Callable[[str], None]) -> int:
-    """How many rows a file has; tells what was guessed of it. Raises BadInput for one that has not these columns, or cannot be read to its end."""
-    rows = 0
+def _rows_of(path: Path, about: dict[str, Any], tell: Callable[[str], None]) -> int:
+    """How many rows a file has; tells what was guessed of it. Raises BadInput for one that has not the columns that are read, has those that are
+    written, or cannot be read to its end."""
+    rows, odd, notes, columns = 0, [], [], about["text"]
     for table in pieces(path, columns, CHUNK):
-        rows += len(table.frame)
         for column in columns:
             table.text(column)
-        if taken := [name for name in ("predicted", "note") if name in table.frame]:
+        if taken := [name for name in ("predicted", "note", *(f"p({label})" for label in about["labels"])) if name in table.frame]:
             raise BadInput(f"{shown(path)}: column {taken[0]!r} would be written twice: rename it")
-        for note in table.notes:
-            tell(note)
+        rows, odd, notes = rows + len(table.frame), odd + [*table.odd.values()][: rows + 1], notes + table.notes
+    if rows and len(odd) == rows:
+        raise BadInput(f"{shown(path)}: not one row fits: {odd[0]}")
+    for note in notes[:10] + [f"and {len(notes) - 10} more of this kind"] * (len(notes) > 10):
+        tell(note)
     return rows
 
 
@@ -278,14 +281,16 @@ def _answers(kept: Kept, table: Table) -> pd.DataFrame:
 def _separated(delimiter: str):
     def write(rows: pd.DataFrame, first: bool) -> str:
         text = io.StringIO()
-        rows.to_csv(text, sep=delimiter, index=False, header=first, quoting=csv.QUOTE_MINIMAL, float_format="%.6g")
+        lone = any("\r" in value for value in rows.to_numpy().ravel() if isinstance(value, str))  # which csv does not quote of itself
+        rows.to_csv(text, sep=delimiter, index=False, header=first, quoting=csv.QUOTE_NONNUMERIC if lone else csv.QUOTE_MINIMAL, float_format="%.6g")
         return text.getvalue()
 
     return write
 
 
 def _lines(rows: pd.DataFrame, first: bool) -> str:
-    return "".join(json.dumps({key: None if value != value else value for key, value in line.items()}, ensure_ascii=False, default=str) + "\n"
+    plain = lambda value: value.tolist() if hasattr(value, "tolist") else None if value != value else value
+    return "".join(json.dumps({key: plain(value) for key, value in line.items()}, ensure_ascii=False, default=str) + "\n"
                    for line in rows.to_dict("records"))
 
 

@@ -91,8 +91,11 @@ def read_study(name: str, data_dir: str | None = None, outputs: str = "outputs")
     """
     path = located(name) if name.endswith((".yaml", ".yml")) else ROOT / "parameters" / "studies" / f"{name}.yaml"
     file = checked(StudyFile, read_yaml(path), shown(path))
-    for method, given in file.defaults.items():
-        validated(method, given, f"{shown(path)}: defaults")
+    for method, given in file.defaults.items():  # what they come to with all the rest is checked with a run
+        known = METHODS[method].model_fields.keys() - {"output_dir"} if method in METHODS else ()
+        if wrong := next((key for key in given if key not in known), None) if known else method:
+            what = f"parameter of {method}" if known else "method"
+            raise BadInput(f"{shown(path)}: defaults: {wrong!r} is no {what}{near(wrong, known or METHODS)}")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", path.stem) or path.stem.startswith("."):
         raise BadInput(f"{shown(path)}: the file's name {path.stem!r} becomes a folder's: letters, digits, '_', '-' and '.' only")
     if located(outputs).exists() and not located(outputs).is_dir():

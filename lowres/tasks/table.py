@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DELIMITED = (".tsv", ".csv", ".txt")
 FORMATS = (*DELIMITED, ".jsonl", ".json", ".parquet", ".xlsx")
 DELIMITERS = ("\t", ",", ";", "|")
+NO_OBJECT = 'no JSON object: {"text": …, "label": …} is wanted'
+csv.field_size_limit(2**24)  # characters of a cell
 
 
 @dataclass
@@ -76,8 +78,8 @@ def read_table(path: Path, wanted: Sequence[str] = ()) -> Table:
 
 
 def pieces(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
-    """A file as tables of `size` rows, in constant memory (but for .xlsx and lists in .json). A row that does not fit is marked, not refused; a file
-    that cannot be parted into rows raises BadInput."""
+    """A file as tables of `size` rows, in constant memory (but for .xlsx, lists in .json and the line ends of old Macs). A row that does not fit is
+    marked, not refused; a file that cannot be parted into rows raises BadInput."""
     start = 0
     for table in _pieces(path, wanted, size):
         yield replace(table, start=start)
@@ -231,14 +233,16 @@ def _as_table(path: Path, header: list[str], rows: list[tuple[int, int, list[str
     kept, odd, width = [(line, row) for line, _, row in rows if any(row)], {}, len(header)
     if len(kept) < len(rows):
         notes.append(f"{path.name}: {len(rows) - len(kept)} rows without anything in them are left out")
-    cells = [row for _, row in kept]
+    cells = [row[:width] + [""] * (width - len(row)) for _, row in kept]
     for i, (line, row) in enumerate(kept):
-        if len(row) != width:
+        if width == 1:  # then no comma parts anything
+            cells[i] = [delimiter.join(row)]
+        elif len(row) != width:
             name = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}[delimiter]
             fields = f"{len(row)} field" + "s" * (len(row) != 1)
             odd[i] = (f"line {line} has {fields}, the header has {width} ({', '.join(header)[:80]}): a cell with a {name} in it is put in quotation "
                       "marks")
-            cells[i] = [*row[: width - 1], delimiter.join(row[width - 1 :])] if len(row) > width else row + [""] * (width - len(row))
+            cells[i] = [*row[: width - 1], delimiter.join(row[width - 1 :])] if any(row[width:]) else cells[i]
     return Table(shown(path), pd.DataFrame(cells, columns=header, dtype=object), [line for line, _ in kept], notes, of_text=True, odd=odd)
 
 
@@ -248,35 +252,49 @@ def _json(path: Path, size: int) -> Iterator[Table]:
 
     encoding, notes = _encoding(path)
     first = next((line for line in _lines(path, encoding) if line.strip()), "")
-    records = lambda: ((number, *_parsed(line)) for number, line in enumerate(_lines(path, encoding), 1) if line.strip())
+    records = lambda: ((number, *_object(line)) for number, line in enumerate(_lines(path, encoding), 1) if line.strip())
     if first.lstrip().startswith("["):
         found, why = _parsed("".join(_lines(path, encoding)))
-        if why:
+        if not isinstance(found, list):
             raise BadInput(f"{shown(path)}: not readable as {path.suffix[1:]}: line 1: {why}")
-        records = lambda: ((number, record, "") for number, record in enumerate(found, 1))
+        records = lambda: ((number, record, why or NO_OBJECT * (not isinstance(record, dict))) for number, record in enumerate(found, 1))
     columns = list(dict.fromkeys(key for _, record, _ in records() if isinstance(record, dict) for key in record)) if size else []
     for piece in _parted(records(), size):
-        odd = {i: f"not readable as {path.suffix[1:]}: line {line}: {why}" if why else
-               f"line {line} is no JSON object: {{\"text\": …, \"label\": …}} is wanted"
-               for i, (line, record, why) in enumerate(piece) if why or not isinstance(record, dict)}
-        found_here = [{} if i in odd else record for i, (_, record, _) in enumerate(piece)]
+        odd = {i: f"line {line} is {why}" if why.startswith(NO_OBJECT) else f"not readable as {path.suffix[1:]}: line {line}: {why}"
+               for i, (line, _, why) in enumerate(piece) if why}
+        if not any(isinstance(record, dict) for _, record, _ in piece):
+            raise BadInput(f"{shown(path)}: {next(iter(odd.values()), 'the file is empty')}")
+        found_here = [record if isinstance(record, dict) else {} for _, record, _ in piece]
         data = {column: pd.Series([record.get(column) for record in found_here], dtype=object)
                 for column in columns or dict.fromkeys(key for record in found_here for key in record)}
         yield Table(shown(path), pd.DataFrame(data, index=range(len(piece))), [line for line, *_ in piece], notes, odd=odd)
         notes = []
 
 
+def _object(line: str) -> tuple[Any, str]:
+    """What a line says, and what is wrong with it: with the line itself, where that is in no column."""
+    record, why = _parsed(line)
+    if isinstance(record, dict):
+        return record, why
+    return None, f"{why or NO_OBJECT}: {line.strip()}"
+
+
 def _parsed(text: str) -> tuple[Any, str]:
-    """What a text of JSON says, or why it says nothing."""
+    """What a text of JSON says, and what is wrong with it."""
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a key stands twice in one object")
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=once), ""
-    except ValueError as error:
+        found = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
         return None, str(error)
+    if "\\ud" in text.lower():
+        told = json.dumps(found, ensure_ascii=False)
+        if (whole := told.encode("utf-8", "replace").decode()) != told:
+            return json.loads(whole), "half a character (an escape from \\ud800 on, alone) is written as a question mark"
+    return found, ""
 
 
 def _binary(path: Path, kind: str, size: int) -> Iterator[Table]:
@@ -287,8 +305,9 @@ def _binary(path: Path, kind: str, size: int) -> Iterator[Table]:
         from pyarrow.parquet import ParquetFile
 
         with ParquetFile(path) as file:
-            frames = (part.to_pandas() for part in file.iter_batches(size)) if size and file.metadata.num_rows else [pd.read_parquet(path)]
-            yield from (Table(shown(path), frame.reset_index(drop=True).astype(object)) for frame in frames)
+            for part in file.iter_batches(size) if size and file.metadata.num_rows else [file.read()]:
+                frame = part.to_pandas(ignore_metadata=True, integer_object_nulls=True)  # an index is a column, and whole numbers stay whole
+                yield Table(shown(path), frame[[name for name in frame if not str(name).startswith("__index_level_")]].astype(object))
         return
     try:
         sheets = pd.read_excel(path, sheet_name=None, dtype=object, keep_default_na=False, na_values=[""])
