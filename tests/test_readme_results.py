@@ -5,22 +5,25 @@ import re
 from collections import Counter
 from functools import cache
 
+import numpy as np
 import pytest
 from numpy import mean
 from scipy import stats
 
 from lowres.files import ROOT
-from lowres.runs.records import peak_memory, read_record, seconds_of
+from lowres.runs.records import peak_memory, read_predictions, read_record, seconds_of
 from lowres.runs.study import read_study, select
 
 FRONT, RESULTS = ((ROOT / page).read_text().replace("\u00a0", " ") for page in ("README.md", "outputs/README.md"))  # a cell breaks at its ends alone
 STUDIES = {"real_cpu": 8, "real_cpu_as_coded": 6, "learning_rate": 4}  # its seeds, where a row does not say otherwise
 YARDSTICKS = ["*constant answer*", "*untrained model*"]
 FRONT_LINES = {
-    "in-context learning": "method=in_context", "vanilla": "method=vanilla", "pattern-based (PBFT)": "method=pbft",
-    "adaptive: chosen pattern": "method=adaptive,adapt=pattern", "LoRA": "method=lora,rank=8,head=verbalizer",
-    "context distillation": "method=distillation,inputs=few-shot", "linear probe": "method=baselines,classifier=probe",
+    "in-context learning": "method=in_context", "vanilla": "method=vanilla,learning_rate=5e-5",
+    "pattern-based (PBFT)": "method=pbft,learning_rate=5e-5", "LoRA": "method=lora,learning_rate=1e-3",
+    "adaptive: top layers": "method=adaptive,learning_rate=5e-5", "context distillation": "method=distillation",
+    "linear probe": "method=baselines,classifier=probe", "TF-IDF": "method=baselines,classifier=tfidf",
 }
+SETS = ("films", "products", "tweets", "news")
 
 
 def cells_of(line: str) -> list[str]:
@@ -201,27 +204,66 @@ def test_every_figure_in_the_sentences_of_the_results_stands_in_a_table_that_is_
     assert figures and [figure for figure in figures if float(figure) not in known] == []
 
 
-def test_the_front_pages_table_is_what_the_trials_give_at_64_shots():
-    body = [cells_of(line) for line in FRONT.split("| 64 examples per class |")[1].splitlines()[2:11]]
+def by_hand(correct: list[np.ndarray]) -> tuple[float, float]:
+    """An accuracy's interval for new seeds and rows: half-widths by Student's t over seeds and the normal one over rows, their squares added."""
+    table = np.array(correct, float)
+    rows = 1.959964 * np.sqrt(table.mean(axis=0).var(ddof=1) / table.shape[1])
+    half = np.sqrt(half_interval(table.mean(axis=1).round(9)) ** 2 + rows**2)
+    return max(0, table.mean() - half), min(1, table.mean() + half)
+
+
+def test_the_front_pages_table_is_what_the_trials_give():
+    body = [cells_of(line) for line in FRONT.split("| 16 examples per class |")[1].splitlines()[2:12]]
     assert [cells[0] for cells in body] == [*YARDSTICKS, *FRONT_LINES]
-    for name, *told, seconds, memory in body:
-        for text, (task, domain) in zip(told, [("cola", "in"), ("cola", "out"), ("mnli", "in"), ("mnli", "out")], strict=True):
-            only, before = f"task={task},shots=64,", untrained("real_cpu", task, domain, 64)
-            if name in FRONT_LINES:
-                cells = [of_domain(one["sets"], domain) for one in trials_of("real_cpu", only + FRONT_LINES[name])]
-                assert len(cells) == STUDIES["real_cpu"] and text == printed(cells, before).split(" (")[0], (name, task, domain)
-            else:
-                constant = of_domain(trials_of("real_cpu", only + "method=vanilla")[0]["sets"], domain)["constant"]
-                assert text == f"{100 * (constant if name == YARDSTICKS[0] else before[0]):.1f}", (name, task, domain)
+    study = read_study("rates")
+    frozen = trials_of("rates", "method=in_context")[0]["also"]["zero-shot"]["sets"]
+    for name, *told, memory in body:
+        for text, place in zip(told, SETS, strict=True):
+            constant, before = frozen[place]["constant"], frozen[place]["accuracy"]
+            if name in YARDSTICKS:
+                assert text == f"{100 * (constant if name == YARDSTICKS[0] else before):.1f}", (name, place)
+                continue
+            [run] = select(study, FRONT_LINES[name]).runs
+            kept = read_predictions(run.folder).query("set == @place").sort_values("row")
+            low, high = by_hand([(part["label"] == part["prediction"]).to_numpy() for _, part in kept.groupby("trial")])
+            each = [one["sets"][place]["accuracy"] for one in trials([run])]
+            assert len(each) == 6
+            cell = f"{100 * mean(each):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+            assert text == (f"**{cell}**" if mean(each) - half_interval(each) > max(constant, before) else cell), (name, place)
         if name in FRONT_LINES:
-            few = trials_of("real_cpu", "task=mnli,shots=16," + FRONT_LINES[name])
-            assert (seconds, memory) == (f"{mean([seconds_of(one) for one in few]):.0f}", f"{mean([peak_memory(one) for one in few]):.1f}"), name
+            assert memory == f"{mean([peak_memory(one) for one in trials(select(study, FRONT_LINES[name]).runs)]):.1f}", name
 
 
-def test_every_figure_in_the_front_pages_answer_stands_in_a_table_of_the_results():
-    answer = FRONT[FRONT.index("## The answer so far"):FRONT.index("| 64 examples per class |")]
-    tables = " ".join(line for line in RESULTS.splitlines() if line.startswith("|"))
-    assert (figures := re.findall(r"\d+\.\d", answer)) and all(figure in tables for figure in figures)
+def test_every_figure_in_the_front_pages_answer_stands_in_a_table():
+    answer = FRONT[FRONT.index("## The answer so far"):FRONT.index("## Two commands")]
+    tables = " ".join(line for line in (RESULTS + answer).splitlines() if line.startswith("|"))
+    sentences = " ".join(line for line in answer.splitlines() if not line.startswith("|"))
+    assert (figures := re.findall(r"\d+\.\d", sentences)) and all(figure in tables for figure in figures)
+
+
+def test_the_rates_table_is_what_the_trials_give():
+    assert len(table_of("`rates`")) == 4
+    for line in table_of("`rates`"):
+        found = select(read_study("rates"), line["which runs"].strip("`")).runs
+        assert [f"{run.parameters.learning_rate:g}" for run in found] == line["three rates"].split(", ")
+        for place, names in (("films", SETS[:1]), ("elsewhere", SETS[1:])):
+            for which, run in zip(("lowest", "middle", "highest"), found):
+                each = [mean([one["sets"][name]["accuracy"] for name in names]) for one in trials([run])]
+                assert len(each) == 6 and line[f"{place}, {which}"] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, which)
+
+
+def test_a_pattern_is_above_every_yardstick_at_each_rate_and_what_trains_well_holds_elsewhere():
+    frozen = trials_of("rates", "method=in_context")[0]["also"]["zero-shot"]["sets"]
+    for run in select(read_study("rates"), "method=pbft").runs:
+        for place in SETS:
+            each = [one["sets"][place]["accuracy"] for one in trials([run])]
+            others = [mean([one["sets"][place]["accuracy"] for one in trials_of("rates", f"method=baselines,classifier={name}")])
+                      for name in ("probe", "tfidf")]
+            assert mean(each) > max(frozen[place]["constant"], frozen[place]["accuracy"], *others), (run.name, place)
+    for method in ("pbft", "lora", "adaptive"):
+        for run in select(read_study("rates"), f"method={method}").runs:
+            found = {name: mean([one["sets"][name]["accuracy"] for one in trials([run])]) for name in SETS}
+            assert mean([found[name] for name in SETS[1:]]) > found["films"], run.name
 
 
 def test_the_verdicts_are_the_analysis():

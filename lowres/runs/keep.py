@@ -254,15 +254,16 @@ def _target(path: Path, out: str) -> Path:
 def _rows_of(path: Path, about: dict[str, Any], tell: Callable[[str], None]) -> int:
     """How many rows a file has; tells what was guessed of it. Raises BadInput for one that has not the columns that are read, has those that are
     written, or cannot be read to its end."""
-    rows, odd, notes, columns = 0, [], [], about["text"]
+    rows, odd, notes, first, columns = 0, 0, [], "", about["text"]
     for table in pieces(path, columns, CHUNK):
         for column in columns:
             table.text(column)
         if taken := [name for name in ("predicted", "note", *(f"p({label})" for label in about["labels"])) if name in table.frame]:
             raise BadInput(f"{shown(path)}: column {taken[0]!r} would be written twice: rename it")
-        rows, odd, notes = rows + len(table.frame), odd + [*table.odd.values()][: rows + 1], notes + table.notes
-    if rows and len(odd) == rows:
-        raise BadInput(f"{shown(path)}: not one row fits: {odd[0]}")
+        rows, odd, notes = rows + len(table.frame), odd + len(table.odd), notes + table.notes
+        first = first or next(iter(table.odd.values()), "")
+    if rows and odd == rows:
+        raise BadInput(f"{shown(path)}: not one row fits: {first}")
     for note in notes[:10] + [f"and {len(notes) - 10} more of this kind"] * (len(notes) > 10):
         tell(note)
     return rows
