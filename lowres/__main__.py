@@ -225,8 +225,10 @@ def keep(
     from lowres.runs.keep import keep
 
     plan = select(read_study(study, data_dir, outputs), only)
-    chosen, said = (plan.runs[0], "") if len(plan.runs) == 1 else best_to_keep(plan)
-    print(said, end="\n" if said else "")
+    chosen = plan.runs[0]
+    if len(plan.runs) > 1:
+        chosen, said = best_to_keep(plan)
+        print(said)
     place, checked = keep(plan, chosen, seed, folder, all_rows)
     print(checked)
     print(f"kept: {shown(place)} (its README.md says how good it is and how to use it)")

@@ -362,7 +362,7 @@ def test_the_answers_interval_is_over_seeds_and_rows_and_over_seeds_alone_where_
                         for name, correct in names.items() for seed in range(8)]).sample(frac=1, random_state=0)
     one, other = (run[run["set"] == name] for name in names)
     assert answer.over_seeds_and_rows(other) == summary.accuracy_interval(other["accuracy"])
-    monkeypatch.setattr(answer, "read_predicted", lambda folder, seed: {name: collect.Predicted("rows", correct[seed], np.zeros((10, 3)))
+    monkeypatch.setattr(collect, "read_predicted", lambda folder, seed: {name: collect.Predicted("rows", correct[seed], np.zeros((10, 3)))
                                                                         for name, correct in names.items()})
     low, high = answer.over_seeds_and_rows(one)
     expected = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 200)

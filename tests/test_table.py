@@ -340,6 +340,13 @@ def test_a_row_that_does_not_fit_is_refused_in_a_whole_file_and_marked_in_a_piec
     assert all(said in table.odd[i] for i, said in odd.items())
 
 
+def test_a_piece_of_which_no_line_can_be_read_is_marked_like_any_other(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\nnot json\n[]\n{"text": "c"}\n')
+    found = list(pieces(tmp_path / "rows.jsonl", ("text",), 2))
+    assert [list(piece.odd) for piece in found] == [[], [0, 1], []]
+    assert [piece.frame["text"].tolist() for piece in found] == [["a", "b"], [None, None], ["c"]]
+
+
 def test_pieces_take_the_memory_of_a_piece_however_long_the_file(tmp_path):
     def peak(rows: int) -> int:
         (tmp_path / "rows.csv").write_text("text,label\n" + "The lamp was lovely in June,praise\n" * rows)

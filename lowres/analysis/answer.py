@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lowres.analysis.collect import collect_study, main_runs, read_predicted
+from lowres.analysis.collect import collect_study, main_runs, rows_right
 from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT, crossed_interval
 from lowres.analysis.tables import NOTHING, at_most_shots, most_shots, of_machines
 from lowres.files import BadInput, safe
@@ -136,15 +136,11 @@ def _cell(run: pd.DataFrame, key: tuple[str, str]) -> str:
 def over_seeds_and_rows(run: pd.DataFrame) -> tuple[float, float]:
     """95 % interval of a run's mean accuracy over its sets, for new seeds and new rows (`statistics.crossed_interval`); over seeds alone where the
     predictions are not at hand, or macro-F1 stands."""
-    matrices = []
-    for name, part in run.sort_values("seed").groupby("set"):
-        found = [read_predicted(folder, seed).get(name) for folder, seed in zip(part["folder"], part["seed"])]
-        if None in found or len({one.rows for one in found}) > 1:
-            return accuracy_interval(run.groupby("seed")["accuracy"].mean())
-        matrices.append(np.stack([one.correct for one in found]).astype(float))
-    if len({len(matrix) for matrix in matrices}) > 1:
+    seeds, sets = sorted(run["seed"].unique()), run["set"].unique()
+    found = [rows_right(run["folder"].unique(), name, seeds) for name in sets]
+    if None in found:
         return accuracy_interval(run.groupby("seed")["accuracy"].mean())
-    return tuple(np.clip(crossed_interval([(1 / len(matrices), matrix) for matrix in matrices]), 0, 1))
+    return tuple(np.clip(crossed_interval([(1 / len(sets), right) for _, right in found]), 0, 1))
 
 
 def _bar(part: pd.DataFrame, sets: dict, name: str) -> list[str]:

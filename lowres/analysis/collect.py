@@ -7,7 +7,7 @@ study of the same name left in the folder is named and left out, never mixed in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -199,6 +199,18 @@ class Predicted:
 def read_predicted(folder: str, seed: int) -> dict[str, Predicted]:
     """By evaluation set; empty if the predictions are not at hand."""
     return _read_all(folder).get(seed, {})
+
+
+def rows_right(folders: Iterable[str], name: str, seeds: Iterable[int]) -> tuple[str, np.ndarray] | None:
+    """Of an evaluation set, which rows, and the share of these runs that got each right: (seeds, rows). None where predictions are not at hand, or
+    not of the same rows."""
+    table = [[read_predicted(folder, seed).get(name) for seed in seeds] for folder in folders]
+    if not table or any(one is None for run in table for one in run):
+        return None
+    marks = {one.rows for run in table for one in run}
+    if len(marks) > 1:
+        return None
+    return marks.pop(), np.mean([[one.correct for one in run] for run in table], axis=0, dtype=np.float32)
 
 
 @cache

@@ -26,6 +26,7 @@ MARKERS = dict(zip(METHODS, "osD^vPX"))  # readable in grey, too
 FILLED = ("full", "none", "left", "bottom", "right", "top")
 DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
+WHERE = {"in": "in domain", "out": "out of domain"}  # the same behind a noun
 YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
 PUBLISHED = {"color": "0.45", "linestyle": "none", "markerfacecolor": "none", "markersize": 9, "zorder": 1}
 
@@ -138,10 +139,9 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
     if not len(lines):
         return []
     theme()
-    domain = {"in": "in domain", "out": "out of domain"}
     across, tasks = lines["shots"].nunique() > 1, lines["task"].nunique()
     named = [line_name(*key).replace(",", ", " if across else ",\n") for key in zip(lines["method"], lines["variant"])]
-    panel = [(f"{plain(Path(task).stem)}: " if tasks > 1 else "") + f"{plain(name)} ({domain[where]})"
+    panel = [(f"{plain(Path(task).stem)}: " if tasks > 1 else "") + f"{plain(name)} ({WHERE[where]})"
              for task, name, where in zip(lines["task"], lines["set"], lines["domain"])]
     table = lines.assign(line=named, panel=panel, percent=100 * lines["accuracy"], shots=lines["shots"].astype(int))
     looks = {name: COLOURS.get(method, "0.2") for name, method in zip(named, lines["method"])}
@@ -177,7 +177,7 @@ def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    found, place, domains = [], ["model", "task", "shots"], {"in": "in domain", "out": "out of domain"}
+    found, place = [], ["model", "task", "shots"]
     listed = rated[~rated["chose"]] if len(rated) else rated
     level = trials[trials["main"] & ~trials["ablation"] & ~trials["folder"].isin(listed["folder"])] if len(listed) else trials
     for key, lines in listed.groupby(place, sort=False) if len(listed) else ():
@@ -188,7 +188,7 @@ def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
                            height=3.6, aspect=1.2, err_style="bars", errorbar=lambda values: np.clip(interval(values), 0, 100))
         for domain, axes in grid.axes_dict.items():
             here = table[table["domain"] == domain]
-            axes.set(xscale="log", title=domains[domain])
+            axes.set(xscale="log", title=WHERE[domain])
             axes.set_xticks(tried := sorted(lines["learning_rate"].astype(float).unique()), [f"{rate:g}" for rate in tried])
             axes.minorticks_off()
             axes.axhline(here["constant"].mean(), **YARDSTICK)
@@ -197,7 +197,7 @@ def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
         grid.set_axis_labels("learning rate", "accuracy, %")
         title_legend(grid, table["untrained"].notna().any())
         plt.close(grid.figure)
-        where = " and ".join(domains[domain] for domain in grid.axes_dict)
+        where = " and ".join(WHERE[domain] for domain in grid.axes_dict)
         alt = (f"Accuracy on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, {where} (the mean over its sets): "
                f"{'; '.join(looks)}. {counted(lines).capitalize()}, bars are 95 % intervals over seeds.")
         found.append(Picture(grid.figure, file_name("rates", key[1], key[0], key[2]), alt))

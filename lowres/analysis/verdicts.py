@@ -16,7 +16,7 @@ import pandas as pd
 from lowres import files
 from lowres.analysis import statistics
 from lowres.analysis.claims import ACCURACY, CLAIMS, FAMILY, FIVE, Claim, Contrast, Line, Paired, paired, relevant
-from lowres.analysis.collect import read_predicted
+from lowres.analysis.collect import rows_right
 from lowres.analysis.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Above, crossed_interval, t_above
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
@@ -198,21 +198,10 @@ def crossed(pair: Paired) -> tuple[float, float] | None:
     for cell, both in pair.cells.items():
         sets = list(dict.fromkeys(line["set"] for line in both[0]))
         for name in sets:
-            sides = [_correct([line for line in side if line["set"] == name], pair.seeds) for side in both]
+            sides = [rows_right([line["folder"] for line in side if line["set"] == name], name, pair.seeds) for side in both]
             if any(side is None for side in sides) or sides[0][0] != sides[1][0]:
                 return None
             key = (cell[0], f"{name} {sides[0][0]}")
             sums.setdefault(key, []).append(100 * (sides[0][1] - sides[1][1]))
             weights[key] = weights.get(key, 0.0) + 1 / len(sets) / len(pair.cells)
     return crossed_interval([(weights[key], np.mean(parts, axis=0)) for key, parts in sums.items()])
-
-
-def _correct(side: list[Line], seeds: list[int]) -> tuple[str, np.ndarray] | None:
-    """Which rows, and the share of a side's runs that got each right: (seeds, rows)."""
-    table = [[read_predicted(line["folder"], seed).get(line["set"]) for seed in seeds] for line in side]
-    if not table or any(one is None for run in table for one in run):
-        return None
-    marks = {one.rows for run in table for one in run}
-    if len(marks) > 1:
-        return None
-    return marks.pop(), np.mean([[one.correct for one in run] for run in table], axis=0, dtype=np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,8 @@ def pieces(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
     marked, not refused; a file that cannot be parted into rows raises BadInput."""
     start = 0
     for table in _pieces(path, wanted, size):
-        yield replace(table, start=start)
-        start += len(table.frame)
+        table.start, start = start, start + len(table.frame)
+        yield table
 
 
 def _pieces(path: Path, wanted: Sequence[str], size: int) -> Iterator[Table]:
@@ -262,11 +262,11 @@ def _json(path: Path, size: int) -> Iterator[Table]:
     for piece in _parted(records(), size):
         odd = {i: f"line {line} is {why}" if why.startswith(NO_OBJECT) else f"not readable as {path.suffix[1:]}: line {line}: {why}"
                for i, (line, _, why) in enumerate(piece) if why}
-        if not any(isinstance(record, dict) for _, record, _ in piece):
+        objects = [record if isinstance(record, dict) else {} for _, record, _ in piece]
+        names = columns or dict.fromkeys(key for record in objects for key in record)
+        if not names:
             raise BadInput(f"{shown(path)}: {next(iter(odd.values()), 'the file is empty')}")
-        found_here = [record if isinstance(record, dict) else {} for _, record, _ in piece]
-        data = {column: pd.Series([record.get(column) for record in found_here], dtype=object)
-                for column in columns or dict.fromkeys(key for record in found_here for key in record)}
+        data = {name: pd.Series([record.get(name) for record in objects], dtype=object) for name in names}
         yield Table(shown(path), pd.DataFrame(data, index=range(len(piece))), [line for line, *_ in piece], notes, odd=odd)
         notes = []
 
@@ -300,7 +300,6 @@ def _parsed(text: str) -> tuple[Any, str]:
 def _binary(path: Path, kind: str, size: int) -> Iterator[Table]:
     import pandas as pd
 
-    notes: list[str] = []
     if kind == ".parquet":
         from pyarrow.parquet import ParquetFile
 
@@ -316,8 +315,8 @@ def _binary(path: Path, kind: str, size: int) -> Iterator[Table]:
     except Exception as error:  # a zip archive has many ways to be damaged
         raise ValueError(error) from None
     (name, frame), *others = sheets.items()
-    notes += [f"{path.name}: of {len(sheets)} sheets the first is read, {name!r}"] if others else []
-    lines = range(2, len(frame) + 2)  # a sheet's header is its first row
-    for start in range(0, max(len(frame), 1), size or max(len(frame), 1)):
-        part = slice(start, start + (size or len(frame)))
+    notes = [f"{path.name}: of {len(sheets)} sheets the first is read, {name!r}"] if others else []
+    lines, size = range(2, len(frame) + 2), size or max(len(frame), 1)  # a sheet's header is its first row
+    for start in range(0, max(len(frame), 1), size):
+        part = slice(start, start + size)
         yield Table(shown(path), frame.iloc[part].reset_index(drop=True).astype(object), lines[part], [] if start else notes)
