@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 from lowres.files import ROOT, BadInput
 from lowres.models.backbone import check_compiler, load_backbone
 from lowres.models.heads import word_tokens
+from lowres.runs.execute import Options, pinned
+from lowres.runs.process import forks
 from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
 
@@ -135,6 +137,12 @@ def tiny_model(request) -> str:
 @pytest.fixture(scope="module")
 def task():
     return load_task(GRAMMAR, "", 20)
+
+
+@pytest.fixture(scope="session")
+def forking() -> str:
+    """A process that forks kernels, for all of this worker's tests: 10 s less a kernel."""
+    return forks.wanted(pinned(Options()), start=True)
 
 
 @pytest.fixture

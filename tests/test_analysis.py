@@ -21,6 +21,8 @@ from lowres.runs.execute import analyse, analysis_mark
 from lowres.runs.process import run_notebook
 from lowres.runs.study import read_study
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 
 def text_of(notebook) -> str:
     parts = []

@@ -28,6 +28,8 @@ from lowres.runs.progress import problems
 from lowres.runs.status import failure_folder, status_of
 from lowres.runs.study import read_study
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 
 def only_run(study):
     return study.runs[0]

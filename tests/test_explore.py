@@ -18,6 +18,8 @@ from lowres.models.heads import Verbalizer
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import draw
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 PATTERN, EXAMPLE = "{sentence} ?", {"sentence": "The nurse has written a letter."}
 
 

@@ -16,6 +16,8 @@ from lowres.runs.keep import predict_file
 from lowres.runs.study import read_study, select
 from lowres.tasks.table import read_table
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 METHODS = [
     {"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "set": {"learning_rate": 0.01}}, {"method": "adaptive"},
     {"method": "adaptive", "set": {"adapt": "layers"}}, {"method": "distillation"}, {"method": "in_context"},

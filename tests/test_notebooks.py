@@ -14,6 +14,8 @@ from lowres.files import ROOT, BadInput
 from lowres.parameters import METHODS, Trained, Vanilla
 from lowres.runs import records
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 GOLDEN = Path(__file__).parent / "golden.json"
 
 

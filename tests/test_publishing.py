@@ -20,6 +20,8 @@ from lowres.runs.study import Study, read_study
 from lowres.site.publish import Site, publish
 from lowres.site.render import clean, markdown
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 
 def executed(folder: Path, **options) -> Study:
     study = read_study(make_study(folder, **options), outputs=str(folder / "outputs"))

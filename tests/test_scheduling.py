@@ -23,6 +23,8 @@ from lowres.runs.progress import START, TimeLeft, as_json
 from lowres.runs.status import all_statuses, remaining
 from lowres.runs.study import read_study, select
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
     statuses = all_statuses(study)

@@ -16,6 +16,8 @@ from lowres.runs.execute import analyse
 from lowres.runs.study import read_study
 from lowres.site.publish import publish
 
+pytestmark = pytest.mark.usefixtures("forking")
+
 PAGES = ("index.html", "runs/pbft/facebook_opt-125m/cola/16-shot/index.html")
 HARM = "<script>harmed = 1</script><img src=x onerror='harmed = 1'>"
 

@@ -29,8 +29,8 @@ from distributed.system import MEMORY_LIMIT
 
 from lowres import locks
 from lowres.files import BadInput, located, shown
-from lowres.runs.execute import Options, Result, execute, keep_failure, now
-from lowres.runs.process import NotebookResult, kill_kernels
+from lowres.runs.execute import Options, Result, execute, keep_failure, now, pinned
+from lowres.runs.process import NotebookResult, forks, kill_kernels
 from lowres.runs.progress import Expected, Progress
 from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.status import Status
@@ -216,6 +216,9 @@ def run_study(
             with own_cluster(options.workers or default_workers(), options.retries, folder) if own else \
                     given_cluster(options.scheduler, study.folder) as cluster:
                 options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now())
+                if own and not cluster.gpus:  # CUDA does not survive a fork
+                    worth_it = len(todo) > cluster.workers  # some worker has a second run
+                    options = replace(options, forked_by=forks.wanted(pinned(options), start=worth_it))
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")

@@ -64,6 +64,7 @@ class Options:
     fail_fast: bool = False
     threads: int = 1
     gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
+    forked_by: str = ""  # who forks the kernels (process.Forks); '': each is started anew
     stop: str = ""  # a file: once it is there, no trial is begun any more
     begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
 
@@ -121,7 +122,8 @@ def _attempt(run: Run, options: Options) -> NotebookResult:
         notebook = located(options.notebooks) / f"{run.method}.ipynb"
         stop = str(located(options.stop)) if options.stop else ""
         environment = {locks.SCRATCH: str(folder), locks.STOP: stop, locks.NOTEBOOK: str(notebook), **pinned(options)}
-        ended = run_notebook(notebook, folder / "run.ipynb", run.parameters.model_dump(exclude_defaults=True), folder, environment, options.timeout)
+        given = run.parameters.model_dump(exclude_defaults=True)
+        ended = run_notebook(notebook, folder / "run.ipynb", given, folder, environment, options.timeout, options.forked_by)
         try:
             if not ended.kind:
                 ended = _moved_in(run, folder)
@@ -188,7 +190,8 @@ def analyse(study: Study, force: bool = True) -> str | None:
         return None
     with locks.scratch_folder() as folder:
         ended = run_notebook(
-            notebook, folder / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent), "write": True}, folder, {},
+            notebook, folder / "analysis.ipynb", {"study": shown(study.path), "outputs": shown(study.folder.parent), "write": True}, folder,
+            pinned(Options()),
         )
         if not ended.kind:
             files.write_whole(output, cleaned(folder / "analysis.ipynb", analysed=mark))

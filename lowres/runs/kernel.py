@@ -1,17 +1,32 @@
-"""A notebook's kernel as `lowres run` starts it: the usual one, that dies with its runner and does not flood it.
+"""A notebook's kernel as `lowres run` starts it: the usual one, that dies with its runner and does not flood it. And what forks such kernels.
 
-    python -m lowres.runs.kernel -f connection.json
+    python -m lowres.runs.kernel -f connection.json    a kernel
+    python -m lowres.runs.kernel --fork 5              a kernel for each connection to the Unix socket that was given as file 5
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import json
 import os
+import selectors
 import signal
+import socket
+import struct
 import sys
+import tempfile
+from contextlib import suppress
+from importlib import import_module
 
 from ipykernel.iostream import PIPE_BUFFER_SIZE, OutStream
 
+# What notebooks come to import of others' packages: ten seconds of a core. Of our own nothing: a kernel reads the code that is there.
+IMPORTED = (
+    "ipykernel.kernelapp", "matplotlib_inline.backend_inline", "matplotlib.pyplot", "pandas", "pydantic", "pyarrow.parquet", "scipy.stats",
+    "seaborn", "sklearn.linear_model", "torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama", "peft", "datasets",
+)
 MOST = 50_000  # characters a cell may print to a stream; papermill reads and saves all of it again and again
 CUT = f"\n[lowres: this cell printed more; the rest after {MOST:,} characters is not kept]\n"
 
@@ -55,10 +70,98 @@ def die_with_parent() -> None:
             os._exit(1)  # it ended before we asked
 
 
+class Forks:
+    """The kernels of a process that has imported what they need, and done nothing else: each begins as a copy of it.
+
+    A client sends a line of JSON with `arguments`, `folder` (to work in), `log` and `environment` (what differs from this process's own). It is
+    sent the kernel's process number, and its exit code when it has ended. A client that goes away takes its kernel with it.
+    """
+
+    def __init__(self, listener: socket.socket):
+        self.listener = listener
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+
+    def asked(self) -> dict:
+        """Serves until the process ends; returns in each fork, with what its client asked for."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.data:
+                    self._ended(*key.data)
+                    break  # the other one of its two files may be among these keys
+                client, _ = self.listener.accept()
+                line = client.makefile("rb").readline() if _is_ours(client) else b""
+                if not line:
+                    client.close()
+                elif self._forked(client):
+                    return json.loads(line)
+
+    def _forked(self, client: socket.socket) -> bool:
+        pid = os.fork()
+        if not pid:
+            for key in list(self.selector.get_map().values()):
+                os.close(key.fd)
+            self.selector.close()
+            os.close(client.detach())
+            return True
+        kernel = pid, os.pidfd_open(pid), client
+        for file in kernel[1:]:
+            self.selector.register(file, selectors.EVENT_READ, kernel)
+        _tell(client, pid)
+        return False
+
+    def _ended(self, pid: int, process: int, client: socket.socket) -> None:
+        """The kernel has, or its client is gone."""
+        gone, status = os.waitpid(pid, os.WNOHANG)
+        if not gone:
+            with suppress(ProcessLookupError):  # it has no group yet
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+        for file in (process, client):
+            self.selector.unregister(file)
+        os.close(process)
+        _tell(client, os.waitstatus_to_exitcode(status))
+        client.close()
+
+
+def _tell(client: socket.socket, number: int) -> None:
+    with suppress(OSError):  # it is gone: seen as soon as the selector looks
+        client.sendall(b"%d\n" % number)
+
+
+def _is_ours(client: socket.socket) -> bool:
+    """Anybody on this host may connect to a socket that is no file."""
+    _, user, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return user == os.getuid()
+
+
+def fork_kernels(listener: int) -> list[str]:
+    """Imports what kernels need, and forks them. Returns in each fork, as a new process would begin, with a kernel's arguments."""
+    die_with_parent()
+    for module in IMPORTED:
+        import_module(module)
+    gc.collect()
+    gc.freeze()  # the collector of a fork writes to none of this, so that it stays shared
+    asked = Forks(socket.socket(fileno=listener)).asked()
+    os.setsid()
+    os.environ.update(asked["environment"], JPY_PARENT_PID=str(os.getppid()))
+    os.chdir(asked["folder"])
+    tempfile.tempdir = None  # it is looked up anew
+    log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    sys.modules["numpy"].random.seed()  # the only generator that neither its package nor Python seeds anew in a fork; no two kernels alike
+    return asked["arguments"]
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--fork"]:
+        sys.argv[1:] = fork_kernels(int(sys.argv[2]))
+    die_with_parent()
     from ipykernel.kernelapp import IPKernelApp
 
-    die_with_parent()
     IPKernelApp.outstream_class.default_value = "lowres.runs.kernel.ShortStream"
     IPKernelApp.launch_instance()
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
+import secrets
+import select
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import traceback
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import run_sync
 
+from lowres import locks
 from lowres.files import ROOT
 
 # Set before a kernel starts. Large blocks are kept, not given back and faulted in anew at each step: 1.2 to 0.7 s a step.
@@ -26,6 +35,8 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456",
     "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONHASHSEED": "0",
 }
+COMMAND = (sys.executable, "-m", "lowres.runs.kernel")
+PER_RUN = ("LOWRES_", "JPY_", "CUDA_VISIBLE_DEVICES", "TMPDIR", "PYTEST_")  # variables that differ between runs, and that no import keeps
 OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|not enough memory|can't allocate memory|out of memory|Cannot allocate memory", re.I)
 DISK_FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device")
 logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -45,18 +56,16 @@ class NotebookResult:
 class Kernel(AsyncKernelManager):
     """This Python's kernel: sockets, connection file and log in a private folder (parallel kernels clash on TCP ports)."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
+    def __init__(self, folder: Path, environment: dict[str, str], forks: str):
         super().__init__(transport="ipc", ip=str(folder / "k"), connection_file=str(folder / "kernel.json"), kernel_name="python3")
         # Not the installed 'python3', which may be another environment's.
-        self._kernel_spec = KernelSpec(
-            argv=[sys.executable, "-m", "lowres.runs.kernel", "-f", "{connection_file}"], display_name="Python 3", language="python",
-        )
-        self.log_file, self.environment, self.process, self.peak = folder / "kernel.log", environment, None, 0.0
+        self._kernel_spec = KernelSpec(argv=[*COMMAND, "-f", "{connection_file}"], display_name="Python 3", language="python")
+        self.provisioner = Provisioner(kernel_id=str(uuid.uuid4()), kernel_spec=self._kernel_spec, parent=self)
+        self.provisioner.asked = environment, folder / "kernel.log", forks
+        self.process, self.peak = None, 0.0
 
     async def _async_launch_kernel(self, kernel_cmd, **options):
-        with self.log_file.open("wb") as log:
-            options |= {"env": {**options.get("env", os.environ), **self.environment}, "stdout": log, "stderr": log}
-            await super()._async_launch_kernel(kernel_cmd, **options)
+        await super()._async_launch_kernel(kernel_cmd, **options)
         self.process = self.provisioner.process
         _live.add(self)
         threading.Thread(target=self._watch_memory, daemon=True).start()
@@ -85,6 +94,94 @@ class Kernel(AsyncKernelManager):
         self.cleanup_connection_file()
 
 
+class Provisioner(LocalProvisioner):
+    """Gets a kernel's process from those that fork them, where they answer; else starts it as usual."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
+        environment, log, forks = self.asked
+        environment = {**options.pop("env", os.environ), **environment}
+        if forks:
+            with suppress(OSError):
+                own = {key: value for key, value in environment.items() if key.startswith(PER_RUN)}
+                self.process = Forked(forks, {"arguments": cmd[len(COMMAND):], "folder": os.getcwd(), "log": str(log), "environment": own})
+                self.pid = self.pgid = self.process.pid
+                return self.connection_info
+        with log.open("wb") as file:
+            return await super().launch_kernel(cmd, **options | {"env": environment, "stdout": file, "stderr": file})
+
+
+class Forked:
+    """A forked kernel, like a Popen of it. Raises OSError where nobody forks any more."""
+
+    stdin = stdout = stderr = returncode = None
+
+    def __init__(self, forks: str, asked: dict[str, Any]):
+        self.forks = socket.socket(socket.AF_UNIX)
+        try:
+            self.forks.connect(f"\0{forks}")
+            self.forks.sendall(json.dumps(asked).encode() + b"\n")
+            self.answers = self.forks.makefile("rb")
+            self.pid = int(self.answers.readline() or b"0")  # it may be importing still
+            if not self.pid:
+                raise ConnectionError("the process that forks kernels has ended")
+        except OSError:
+            self.forks.close()
+            raise
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self.forks], [], [], 0)[0]:
+            with suppress(OSError):
+                line = self.answers.readline()
+            self.returncode = int(line or -signal.SIGKILL)  # with those that fork them kernels end, too
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not select.select([self.forks], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("kernel", timeout)
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Forks:
+    """The process that forks kernels for this one and its workers: `lowres.runs.kernel --fork`. One is kept; it ends with this process."""
+
+    process, name, environment = None, "", {}
+
+    def wanted(self, environment: dict[str, str], start: bool = False) -> str:
+        """The name of its socket, if it has this environment; with `start` one is started where there is none. '' where forking is not safe."""
+        wanted = {key: value for key, value in {**os.environ, **KERNEL_ENVIRONMENT, **environment}.items() if not key.startswith(PER_RUN)}
+        if self.process and self.process.poll() is None and self.environment == wanted:
+            return self.name
+        if not start or not hasattr(os, "pidfd_open") or not hasattr(os, "fork"):  # Linux
+            return ""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        self.name, self.environment = f"{locks.PREFIX}{secrets.token_hex(8)}", wanted
+        with socket.socket(socket.AF_UNIX) as listener:  # in Linux' own name space: no file is left, however all this ends
+            listener.bind(f"\0{self.name}")
+            listener.listen()
+            self.process = subprocess.Popen(
+                [*COMMAND, "--fork", str(listener.fileno())], pass_fds=[listener.fileno()], cwd=ROOT, start_new_session=True,
+                env=wanted | {"JPY_PARENT_PID": str(os.getpid())},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        return self.name
+
+
+forks = Forks()
+
+
 def kill_kernels() -> None:
     """All that this process has started."""
     for kernel in list(_live):
@@ -92,12 +189,13 @@ def kill_kernels() -> None:
 
 
 def run_notebook(notebook: Path, output: Path, parameters: dict, folder: Path, environment: dict[str, str],
-                 timeout: int | None = None) -> NotebookResult:
-    """Executes a notebook; `folder` is a private one with a short path. Python errors, dead kernels and hung cells are told, not raised."""
+                 timeout: int | None = None, forked_by: str = "") -> NotebookResult:
+    """Executes a notebook; `folder` is a private one with a short path; the kernel is a fork where `Forks` has the name, or this process has a
+    fitting one. Python errors, dead kernels and hung cells are told, not raised."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    kernel, killed_before = Kernel(folder, {**KERNEL_ENVIRONMENT, **environment}), _out_of_memory_kills()
+    kernel, killed_before = Kernel(folder, {**KERNEL_ENVIRONMENT, **environment}, forked_by or forks.wanted(environment)), _out_of_memory_kills()
     try:
         papermill.execute_notebook(
             notebook, output, parameters, km=kernel, kernel_name="python3", language="python", progress_bar=False, log_output=False,
