@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import softmax
+from scipy.stats import mannwhitneyu
 from synthetic import fill, make_study
+from toys import GRAMMAR
 
 from lowres.analysis import plots, rates
 from lowres.analysis.collect import collect
@@ -109,9 +111,59 @@ def test_trials_that_chose_are_shown_where_there_is_nothing_to_hold_them_against
     assert rates.verdicts_by_rule(alone, 2.0) == {}
 
 
-def test_the_probability_of_improvement_is_the_share_of_pairs_won():
-    one, other = {"a": np.array([3.0, 4.0]), "b": np.array([1.0, 1.0])}, {"a": np.array([1.0, 2.0]), "b": np.array([1.0, 1.0])}
-    assert rates.probability_of_improvement(one, other) == pytest.approx((1.0 + 0.5) / 2)
+def test_the_probability_of_improvement_is_the_share_of_pairs_won_a_task_as_much_as_another():
+    rng = np.random.default_rng(0)
+    units = [rng.normal(size=(n, 2)) + [shift, 0] for n, shift in ((5, 0), (8, 1), (20, 2))]
+    share = np.mean([mannwhitneyu(unit[:, 0], unit[:, 1]).statistic / len(unit) ** 2 for unit in units])
+    mean, low, high = rates.improvement(units)
+    assert mean == pytest.approx(share) and low < mean < high
+    assert rates.improvement([np.ones((6, 2))]) == pytest.approx((0.5, 0.5, 0.5)), "equal runs are won by half"
+    assert rates.improvement([np.array([[2.0, 1.0]] * 4)]) == (1.0, 1.0, 1.0)
+
+
+def test_its_interval_holds_the_truth_as_often_as_it_says_when_there_are_many_seeds():
+    rng = np.random.default_rng(1)
+    found = [rates.improvement([rng.normal(size=(40, 2)) for _ in range(3)], 400)[1:] for _ in range(200)]
+    assert np.mean([low <= 0.5 <= high for low, high in found]) > 0.9
+
+
+THREE = ("cola", "mnli", GRAMMAR)
+
+
+@pytest.fixture
+def over_three(tmp_path):
+    better = lambda run, domain: float(THREE.index(run.parameters.task) + 1e5 * getattr(run.parameters, "learning_rate", 0))  # noqa: E731
+    methods = [METHODS[0] | {"vary": {"learning_rate": [1e-5, 5e-5]}}, {"method": "baselines", "vary": {"classifier": ["probe", "tfidf"]}}]
+    path = make_study(tmp_path, tasks=THREE, shots=(16,), seeds=range(6), methods=methods)
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), better, 0.3)
+    return collect(path, str(tmp_path / "outputs")).trials
+
+
+def test_over_three_tasks_methods_stand_at_the_rate_that_the_other_tasks_give(over_three):
+    points = rates.by_task(over_three)
+    assert list(points) == ["baselines classifier=probe", "baselines classifier=tfidf", "vanilla"] and len(points) == 3 * 6
+    at = over_three[(over_three["method"] == "vanilla") & (over_three["learning_rate"] == 5e-5) & (over_three["task"] == "mnli")]
+    gained = (at["accuracy"] - at["constant"]).groupby([at["seed"], at["domain"]]).mean().groupby("seed").mean()
+    assert points["vanilla"].xs("mnli", level="task").droplevel("shots").to_dict() == pytest.approx((100 * gained).to_dict())
+    table = rates.improvement_table(points)
+    assert table[""].iloc[0] == "vanilla" and "a run of vanilla is better, %" in table and len(table) == 3
+    assert float(table["points above the constant answer"].iloc[0]) == pytest.approx(points["vanilla"].mean(), abs=0.05)
+
+
+def test_profiles_say_which_share_of_the_runs_gains_so_much(over_three):
+    points = rates.by_task(over_three)
+    drawn, = plots.profiles(points)
+    lines = dict(zip([text.get_text() for text in drawn.figure.legends[0].get_texts()], drawn.figure.axes[0].lines[2::-1]))
+    x, y = lines["vanilla"].get_data()
+    bar = np.median(points["vanilla"]) + 1e-6
+    assert y[np.searchsorted(x, bar) - 1] == pytest.approx((points["vanilla"] >= bar).mean(), abs=1e-9)
+
+
+def test_below_three_tasks_nothing_is_said_over_tasks_and_a_method_without_one_of_them_is_left_out(trials, over_three):
+    assert rates.by_task(trials).empty and plots.profiles(rates.by_task(trials)) == [] and rates.improvement_table(rates.by_task(trials)).empty
+    without = over_three[~((over_three["variant"] == "classifier=tfidf") & (over_three["task"] == "mnli"))]
+    assert list(rates.by_task(without)) == ["baselines classifier=probe", "vanilla"]
+    assert rates.by_task(over_three.head(0)).empty
 
 
 def test_accuracy_is_drawn_against_the_rate_a_line_a_method_and_level_where_it_has_none(trials):

@@ -216,6 +216,32 @@ def _by_rate(lines: pd.DataFrame, level: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).groupby(["domain", "line", "method", "rate", "seed"], sort=False)[columns].mean().mul(100).reset_index()
 
 
+def profiles(points: pd.DataFrame) -> list[Picture]:
+    """One figure: the share of runs that gain at least so many points on the constant answer, a line a method, a task as much as another
+    (performance profiles, Agarwal et al. 2021, arXiv 2108.13264, section 4). `points`: what `rates.by_task` gives."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    if not len(points):
+        return []
+    theme()
+    units = points.groupby(["task", "shots"])
+    table = points.melt(ignore_index=False, var_name="line", value_name="points").reset_index()
+    table["weight"] = 1 / table.groupby(["task", "shots", "line"])["points"].transform("size")
+    looks = {line: COLOURS.get(line.split()[0], "0.2") for line in points}
+    grid = sns.displot(table, kind="ecdf", x="points", hue="line", palette=looks, weights="weight", complementary=True, height=3.8, aspect=1.5)
+    for line, name in zip(grid.ax.lines[::-1], looks):  # seaborn draws the last name first
+        same = [one for one in looks if looks[one] == looks[name]]
+        line.set_linestyle(DASHES[same.index(name) % len(DASHES)])
+    grid.ax.axvline(0, **YARDSTICK)
+    grid.set_axis_labels("points above the constant answer, at least", "share of the runs")
+    grid.legend.set_title("")
+    plt.close(grid.figure)
+    alt = (f"The share of runs that gain at least so many points on the constant answer, over {units.ngroups} tasks and numbers of shots with "
+           f"{units.size().min()} seeds each: {'; '.join(looks)}. The table beside it has the means.")
+    return [Picture(grid.figure, "profiles", alt)]
+
+
 def accuracy_against_shots(trials: pd.DataFrame) -> list[Picture]:
     """A figure a model and task: mean accuracy over seeds with its 95 % interval, a panel an evaluation set, a line a method and variant."""
     found = []
