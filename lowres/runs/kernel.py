@@ -25,7 +25,7 @@ from ipykernel.iostream import PIPE_BUFFER_SIZE, OutStream
 IMPORTED = (
     "ipykernel.kernelapp", "matplotlib_inline.backend_inline", "matplotlib.pyplot", "pandas", "pydantic", "pyarrow.parquet", "scipy.stats",
     "seaborn", "sklearn.linear_model", "torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama", "peft", "datasets",
+    "transformers.modeling_layers", "peft", "datasets",
 )
 MOST = 50_000  # characters a cell may print to a stream; papermill reads and saves all of it again and again
 CUT = f"\n[lowres: this cell printed more; the rest after {MOST:,} characters is not kept]\n"
