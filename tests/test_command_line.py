@@ -32,7 +32,7 @@ def own_process(*words: str, code: int = 0) -> str:
 @pytest.fixture
 def lowres(monkeypatch, capsys):
     """The same within this process, which has imported everything already."""
-    monkeypatch.setattr("lowres.runs.command.elsewhere", files.called)
+    monkeypatch.setattr("lowres.runs.process.elsewhere", files.called)
 
     def call(*words: str, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["lowres", *words])

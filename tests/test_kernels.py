@@ -14,10 +14,10 @@ import pytest
 from stand_ins import eventually
 
 from lowres import locks
-from lowres.files import ROOT
+from lowres.files import ROOT, BadInput
 from lowres.runs import kernel
 from lowres.runs.execute import Options, pinned
-from lowres.runs.process import Forked, Forks, forks, run_notebook
+from lowres.runs.process import Forked, Forks, elsewhere, forks, run_notebook
 
 LOOK = """
 import json, os, random, sys, threading, numpy
@@ -87,14 +87,14 @@ def test_what_is_imported_for_all_kernels_is_what_the_notebooks_come_to_import(f
 
 def asleep(forking: str, folder: Path) -> Forked:
     """A process forked as for a kernel, whose connection file is not there: it is killed before it looks, or ends."""
-    return Forked(forking, {"arguments": ["-f", str(folder / "kernel.json")], "folder": str(ROOT), "log": str(folder / "log"), "environment": {}})
+    return Forked(forking, ["-f", str(folder / "kernel.json")], folder / "log", os.environ)
 
 
 def test_a_forked_kernel_ends_with_the_one_who_asked_for_it(forking, tmp_path):
-    code = "import json, sys, time\nfrom lowres.runs.process import Forked\n"
-    code += "kernel = Forked(sys.argv[1], json.loads(sys.argv[2]))\nprint(kernel.pid, flush=True)\ntime.sleep(600)"
-    asked = {"arguments": ["-f", str(tmp_path / "kernel.json")], "folder": str(ROOT), "log": str(tmp_path / "log"), "environment": {}}
-    client = subprocess.Popen([sys.executable, "-c", code, forking, json.dumps(asked)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    code = "import sys, time\nfrom pathlib import Path\nfrom lowres.runs.process import Forked\n"
+    code += "kernel = Forked(sys.argv[1], ['-f', sys.argv[2] + '/kernel.json'], Path(sys.argv[2], 'log'), {})\n"
+    code += "print(kernel.pid, flush=True)\ntime.sleep(600)"
+    client = subprocess.Popen([sys.executable, "-c", code, forking, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     kernel = psutil.Process(int(client.stdout.readline()))
     eventually(lambda: (tmp_path / "kernel.json").exists(), "the kernel to be ready")
     assert kernel.is_running()
@@ -115,6 +115,31 @@ def test_it_ends_with_the_process_that_forked_it_and_is_waited_for_no_longer(tmp
     with pytest.raises(OSError):
         asleep(own.name, tmp_path)
     assert own.wanted(pinned(Options())) == ""
+
+
+def refuse(kind: str) -> int:
+    if kind == "no pickle":
+        class Odd(Exception):
+            pass
+        raise Odd("nobody can send this")
+    if kind == "dies":
+        os._exit(7)
+    raise BadInput(f"{kind}: is refused")
+
+
+@pytest.mark.parametrize("at", ["a fork", "a process that is started"])
+def test_a_function_is_called_in_another_process_and_answers_or_refuses_as_here(forking, monkeypatch, at):
+    monkeypatch.setenv("PYTHONPATH" if at != "a fork" else "LOWRES_X", str(Path(__file__).parent))
+    assert forks.fits() == (at == "a fork")
+    assert elsewhere("os:getpid") not in (os.getpid(), forks.process.pid) and elsewhere("os.path:join", "a", "b") == "a/b"
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(BadInput, match="nowhere"):
+        elsewhere("lowres.tasks.task_file:read_task", "nowhere.yaml")
+    if at != "a fork":  # this file can be imported there
+        with pytest.raises(RuntimeError, match="Odd: nobody can send this"):
+            elsewhere("test_kernels:refuse", "no pickle")
+        with pytest.raises(RuntimeError, match="without an answer .exit code 7"):
+            elsewhere("test_kernels:refuse", "dies")
 
 
 def test_another_environment_wants_another_process_but_for_what_differs_from_run_to_run(forking, monkeypatch):

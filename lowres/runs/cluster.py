@@ -77,6 +77,13 @@ def default_workers() -> int:
     return len(gpus()) or max(1, min(CPU_COUNT, int(MEMORY_LIMIT // MEMORY_A_WORKER)))
 
 
+def forking(workers: int, start: bool) -> str:
+    """The name of the process that forks kernels for so many workers of this host; '' for none."""
+    if gpus():  # CUDA does not survive a fork
+        return ""
+    return forks.wanted(pinned(Options(threads=max(1, CPU_COUNT // workers))), start)
+
+
 @contextmanager
 def own_cluster(workers: int, retries: int, folder: Path) -> Iterator[Cluster]:
     """Worker processes on this host with `folder` for their files, the cores split evenly."""
@@ -216,9 +223,7 @@ def run_study(
             with own_cluster(options.workers or default_workers(), options.retries, folder) if own else \
                     given_cluster(options.scheduler, study.folder) as cluster:
                 options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now())
-                if own and not cluster.gpus:  # CUDA does not survive a fork
-                    worth_it = len(todo) > cluster.workers  # some worker has a second run
-                    options = replace(options, forked_by=forks.wanted(pinned(options), start=worth_it))
+                options = replace(options, forked_by=forking(cluster.workers, start=len(todo) > cluster.workers) if own else "")
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")

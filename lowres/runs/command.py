@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lowres.files import BadInput, called, shown
+from lowres.files import BadInput, shown
 from lowres.runs.progress import Expected, problems, summary
 from lowres.runs.status import Status, all_statuses, counts, remaining
 from lowres.runs.study import Run, Study, read_study, select
@@ -29,6 +27,11 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
     todo = chosen(statuses, options.rerun)
     said, expected = [], {}
     if todo and not dry_run:  # before anything is written: bad input is one sentence
+        from lowres.runs.cluster import default_workers, forking
+        from lowres.runs.process import elsewhere
+
+        if not options.scheduler:
+            forking(options.workers or default_workers(), start=True)
         left = remaining(statuses)
         wanted = {run: left[run] for run in todo}
         said, expected = elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, options.workers, options.scheduler)
@@ -67,15 +70,11 @@ def in_good_order(todo: list[Run], seconds: dict[Run, float]) -> list[Run]:
     return [first, *sorted(others, key=lambda run: -seconds[run])]
 
 
-def elsewhere(call: str, *given: Any) -> Any:
-    """What reads data and tokenizers, in a process of its own: the runner stays small while the study runs for days."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(called, call, *given).result()
-
-
 def expected_of_the_unknown(statuses: list[Status], workers: int | None) -> Expected:
     """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
     unknown = {run: trials for run, trials in remaining([status for status in statuses if not status.seconds]).items() if trials}
+    from lowres.runs.process import elsewhere
+
     try:
         return elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0] if unknown else {}
     except BadInput:

@@ -1,7 +1,8 @@
 """A notebook's kernel as `lowres run` starts it: the usual one, that dies with its runner and does not flood it. And what forks such kernels.
 
     python -m lowres.runs.kernel -f connection.json    a kernel
-    python -m lowres.runs.kernel --fork 5              a kernel for each connection to the Unix socket that was given as file 5
+    python -m lowres.runs.kernel --call FOLDER         calls a function (`process.elsewhere`)
+    python -m lowres.runs.kernel --fork 5              one of these for each connection to the Unix socket that was given as file 5
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import gc
 import json
 import os
+import pickle
 import selectors
 import signal
 import socket
@@ -18,6 +20,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 from ipykernel.iostream import PIPE_BUFFER_SIZE, OutStream
 
@@ -156,10 +159,28 @@ def fork_kernels(listener: int) -> list[str]:
     return asked["arguments"]
 
 
+def answer(folder: Path) -> None:
+    """Calls what `folder`/asked names, and leaves what it returns or raises in `folder`/answer: one of these is None."""
+    from lowres.files import called
+
+    try:
+        call, asked = pickle.loads((folder / "asked").read_bytes())
+        given = called(call, *asked), None
+    except Exception as error:
+        given = None, error
+    try:
+        content = pickle.dumps(given)
+    except Exception:  # of a package that raises what cannot be sent
+        content = pickle.dumps((None, RuntimeError(f"{type(given[1]).__name__}: {given[1]}")))
+    (folder / "answer").write_bytes(content)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--fork"]:
         sys.argv[1:] = fork_kernels(int(sys.argv[2]))
     die_with_parent()
+    if sys.argv[1:2] == ["--call"]:
+        return answer(Path(sys.argv[2]))
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.outstream_class.default_value = "lowres.runs.kernel.ShortStream"

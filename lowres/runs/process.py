@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import re
 import secrets
 import select
@@ -16,6 +17,7 @@ import sys
 import threading
 import traceback
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +104,7 @@ class Provisioner(LocalProvisioner):
         environment = {**options.pop("env", os.environ), **environment}
         if forks:
             with suppress(OSError):
-                own = {key: value for key, value in environment.items() if key.startswith(PER_RUN)}
-                self.process = Forked(forks, {"arguments": cmd[len(COMMAND):], "folder": os.getcwd(), "log": str(log), "environment": own})
+                self.process = Forked(forks, cmd[len(COMMAND):], log, environment)
                 self.pid = self.pgid = self.process.pid
                 return self.connection_info
         with log.open("wb") as file:
@@ -115,7 +116,9 @@ class Forked:
 
     stdin = stdout = stderr = returncode = None
 
-    def __init__(self, forks: str, asked: dict[str, Any]):
+    def __init__(self, forks: str, arguments: list[str], log: Path, environment: Mapping[str, str]):
+        asked = {"arguments": arguments, "folder": os.getcwd(), "log": str(log)}
+        asked["environment"] = {key: value for key, value in environment.items() if key.startswith(PER_RUN)}
         self.forks = socket.socket(socket.AF_UNIX)
         try:
             self.forks.connect(f"\0{forks}")
@@ -155,31 +158,62 @@ class Forked:
 class Forks:
     """The process that forks kernels for this one and its workers: `lowres.runs.kernel --fork`. One is kept; it ends with this process."""
 
-    process, name, environment = None, "", {}
+    process, name, began = None, "", ({}, {})
 
     def wanted(self, environment: dict[str, str], start: bool = False) -> str:
-        """The name of its socket, if it has this environment; with `start` one is started where there is none. '' where forking is not safe."""
-        wanted = {key: value for key, value in {**os.environ, **KERNEL_ENVIRONMENT, **environment}.items() if not key.startswith(PER_RUN)}
-        if self.process and self.process.poll() is None and self.environment == wanted:
+        """The name of its socket if it has this environment, and this process's; with `start` one is started where there is none. '' for none."""
+        if self.fits(environment):
             return self.name
-        if not start or not hasattr(os, "pidfd_open") or not hasattr(os, "fork"):  # Linux
+        if not start or not hasattr(os, "pidfd_open"):  # Linux
             return ""
         if self.process:
             self.process.kill()
             self.process.wait()
-        self.name, self.environment = f"{locks.PREFIX}{secrets.token_hex(8)}", wanted
+        self.name, self.began = f"{locks.PREFIX}{secrets.token_hex(8)}", (_of_all_runs(os.environ), _of_all_runs(environment))
         with socket.socket(socket.AF_UNIX) as listener:  # in Linux' own name space: no file is left, however all this ends
             listener.bind(f"\0{self.name}")
             listener.listen()
             self.process = subprocess.Popen(
                 [*COMMAND, "--fork", str(listener.fileno())], pass_fds=[listener.fileno()], cwd=ROOT, start_new_session=True,
-                env=wanted | {"JPY_PARENT_PID": str(os.getpid())},
+                env={**self.began[0], **KERNEL_ENVIRONMENT, **self.began[1], "JPY_PARENT_PID": str(os.getpid())},
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )
         return self.name
 
+    def fits(self, environment: dict[str, str] | None = None) -> bool:
+        """Whether it lives, and began in what is this process's environment now, and with that of kernels (any, for None)."""
+        alive = self.process and self.process.poll() is None
+        return bool(alive) and self.began[0] == _of_all_runs(os.environ) and (environment is None or self.began[1] == _of_all_runs(environment))
+
+
+def _of_all_runs(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if not key.startswith(PER_RUN)}
+
 
 forks = Forks()
+
+
+def elsewhere(call: str, *given: Any) -> Any:
+    """What a function, 'module:function', returns in a process of its own, a fork where there is one to fork it: this one stays small. Raises what
+    it raises, and RuntimeError if the process ends without an answer."""
+    with locks.scratch_folder() as folder:
+        (folder / "asked").write_bytes(pickle.dumps((call, given)))
+        log, arguments = folder / "log", ["--call", str(folder)]
+        try:
+            process = Forked(forks.name if forks.fits() else "", arguments, log, os.environ)
+        except OSError:
+            with log.open("wb") as file:
+                process = subprocess.Popen([*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+        if not (folder / "answer").is_file():
+            raise RuntimeError(f"{call} ended without an answer (exit code {code}): {log.read_text(errors='replace')[-2000:]}")
+        answer, error = pickle.loads((folder / "answer").read_bytes())  # our own, of a moment ago
+    if error:
+        raise error
+    return answer
 
 
 def kill_kernels() -> None:
