@@ -106,5 +106,6 @@ def flops(parameters: int, trainable: int, training_tokens: int, read_tokens: in
     (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). `parameters` are those that multiply: without embeddings. Attention's
     own products are left out: small at these lengths, though not behind a long prompt; a larger teacher's tokens count as the student's. Left
     out, too: the head where the whole vocabulary is scored (reading a corpus, likelihood, top_k), and what choosing a pattern reads.
-    `skipped` weights lie below all that train, so the gradient never reaches their input."""
+    `skipped` weights lie below all that train, so the gradient never reaches their input; what they make of a text is computed once, and counted
+    each time it is read."""
     return training_tokens * (4 * parameters - 2 * skipped + 2 * trainable) + read_tokens * 2 * parameters

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,6 +32,103 @@ def top_layers(layers: int, asked: int) -> int:
     if asked > layers:
         raise BadInput(f"train_layers: {asked} is more than the {layers} layers of the model")
     return asked or max(1, round(layers / 6))
+
+
+class Below:
+    """What the layers below the lowest that trains make of a text: computed once, then read back for every epoch, trial and evaluation.
+
+    They are the pretrained ones in every trial, and a text's states do not depend on what is packed beside it. What was computed in an earlier
+    trial is charged to each that reads it (`backbone.charge`), as if it were computed anew.
+    """
+
+    MOST = 500e6  # bytes that are kept; what comes later is computed whenever it is wanted
+
+    def __init__(self, backbone, count: int):
+        layers = layer_stack(backbone.model.base_model)
+        self.layers, self.lowest, self.backbone = layers[:count], layers[count], backbone
+        self.states: dict[bytes, torch.Tensor] = {}  # by a text's tokens and their positions
+        self.spent: dict[bytes, float] = {}
+        self.charged: set[bytes] = set()  # in this trial
+        self.bytes, self.in_tuples = 0, False  # as some families' layers return what they make
+
+    def __call__(self, rows: Rows, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `run` returns, (rows, length, width), with the lower layers passed over."""
+        places = texts_in(rows)
+        if all(key in self.states for key, _ in places):
+            states = self._read(rows, places)
+        else:
+            states = self._computed(rows, places, run)
+        with self._passed_over(), self._hooked(lambda module, given, named: _first_given(states, given, named)):
+            return run()
+
+    def _read(self, rows: Rows, places: list[tuple[bytes, slice]]) -> torch.Tensor:
+        one = self.states[places[0][0]]
+        states = one.new_zeros(rows.ids.numel(), one.shape[1])
+        for key, place in places:
+            states[place] = self.states[key]
+            if key not in self.charged:
+                self.charged.add(key)
+                self.backbone.charge(self.spent[key])
+        return states.view(*rows.ids.shape, -1)
+
+    @torch.no_grad()
+    def _computed(self, rows: Rows, places: list[tuple[bytes, slice]], run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        start, found = time.perf_counter(), []
+
+        def reached(module, given, named):
+            found.append(given[0] if given else named["hidden_states"])
+            raise _Reached
+
+        form = self.layers[-1].register_forward_hook(lambda module, given, made: setattr(self, "in_tuples", isinstance(made, tuple)))
+        with self._hooked(reached), suppress(_Reached):
+            run()
+        form.remove()
+        states, seconds = found[0], time.perf_counter() - start
+        for key, place in places:
+            if self.bytes < self.MOST and key not in self.states:
+                with torch.inference_mode(False):  # what is predicted now may be trained on later
+                    self.states[key] = states.flatten(0, 1)[place].clone()
+                self.bytes += self.states[key].nbytes
+                self.spent[key] = seconds / len(places)
+            self.charged.add(key)
+        return states
+
+    @contextmanager
+    def _hooked(self, hook: Callable) -> Iterator[None]:
+        handle = self.lowest.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _passed_over(self) -> Iterator[None]:
+        for layer in self.layers:
+            layer.forward = lambda hidden_states, *_, **__: (hidden_states,) if self.in_tuples else hidden_states
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+
+
+class _Reached(Exception):
+    """The lowest layer that trains has been called: what is below it has been computed."""
+
+
+def _first_given(states: torch.Tensor, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return ((states, *given[1:]), named) if given else (given, named | {"hidden_states": states})
+
+
+def texts_in(rows: Rows) -> list[tuple[bytes, slice]]:
+    """Where in the flattened rows each text lies, and what names it: its tokens and their positions, which tell branches, too."""
+    length, both = rows.ids.shape[1], torch.stack([rows.ids, rows.positions], dim=-1).flatten(0, 1).cpu().numpy()
+    found, start = [], 0
+    for last in sorted(rows.last.view(len(rows.texts), -1).amax(1).tolist()):
+        start = max(start, last - last % length)  # a row begins anew
+        found.append((both[start : last + 1].tobytes(), slice(start, last + 1)))
+        start = last + 1
+    return found
 
 
 def above_layers(backbone) -> list[nn.Module]:
@@ -66,8 +165,19 @@ def layer_groups(backbone, head: nn.Module, p) -> list[dict[str, Any]]:
         for depth, layer in enumerate(reversed(layers[-count:]))
     ][::-1]
     in_layers = {id(weight) for group in groups for weight in group["params"]}
+    backbone.below = _below(backbone, len(layers) - count)
     rest = [weight for module in (backbone.model, head) for weight in module.parameters() if weight.requires_grad and id(weight) not in in_layers]
     return groups + ([{"params": rest, "lr": p.learning_rate, "name": "above the layers"}] if rest else [])
+
+
+def _below(backbone, count: int) -> Below | None:
+    """None where dropout is at work in the layers, which makes something else of a text each time, or where they are compiled."""
+    dropout = any("drop" in key and isinstance(value, float) and value for key, value in backbone.model.config.get_text_config().to_dict().items())
+    if not count or dropout or backbone.compiled:
+        return None
+    found = backbone.known_below.setdefault(count, Below(backbone, count))
+    found.charged.clear()
+    return found
 
 
 def frozen(backbone) -> int:

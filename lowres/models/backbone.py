@@ -41,6 +41,9 @@ class Backbone:
     adapter: nn.Module | None = None  # PEFT's, while one is attached
     bottlenecks: list = field(default_factory=list)  # what takes bottleneck adapters out again, while there are any
     trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
+    below: Callable | None = None  # knows what frozen layers make of a text (methods.layers_and_corpus.Below), while they are frozen
+    known_below: dict = field(default_factory=dict)  # by how many they are; kept from trial to trial
+    charge: Callable[[float], None] = lambda seconds: None  # told of seconds that an earlier trial has spent for this one
 
     @property
     def whole(self) -> nn.Module:
@@ -89,13 +92,15 @@ class Backbone:
                 given["past_key_values"] = past
             # Behind keys and values of its own each layer would have to be compiled for itself: there they run as they are.
             eager = self.compiled and "past_key_values" in given
+            run = lambda: self.model.base_model(**given, use_cache=past is not None).last_hidden_state[:, virtual:]
             with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
-                return self.model.base_model(**given, use_cache=past is not None).last_hidden_state[:, virtual:]
+                return self.below(rows, run) if self.below and past is None else run()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Takes an adapter out and puts the pretrained weights back, in place: every trial starts from the same backbone."""
         detach(self)
+        self.below = None
         self.model.requires_grad_(True)
         own = {**dict(self.model.named_buffers()), **dict(self.model.named_parameters())}
         for file in weights_files(self.folder):

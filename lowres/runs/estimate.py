@@ -58,7 +58,8 @@ class Sizes:
 @dataclass(frozen=True)
 class Work:
     """What a trial does, in tokens. `trained` go forward and backward, `read` forward, `once` forward, for all of a run's trials together;
-    `pairs` are those of a token and one of a context in front of it. `trainable` and `skipped` are shares of the weights."""
+    `pairs` are those of a token and one of a context in front of it. `trainable` and `skipped` are shares of the weights,
+    the latter twice where they are passed over forward, too."""
 
     trained: float = 0.0
     read: float = 0.0
@@ -132,7 +133,9 @@ def _adaptive(p, s: Sizes, examples: float) -> Work:
         return Work(**usual | {"trained": usual["trained"] + p.corpus_steps * p.batch_size * s.text * s.all_weights / s.weights,
                                "steps": usual["steps"] + p.corpus_steps})
     top = (p.train_layers or max(1, s.layers // 6)) / s.layers
-    return Work(**usual | {"trainable": top, "skipped": 1 - top})
+    below = 1 - top  # read once a text, those of the evaluation sets once for all trials; then passed over forward as well as backward
+    return Work(**usual | {"trainable": top, "skipped": 2 * below, "read": below * examples * s.text + top * s.evaluation,
+                           "once": below * s.evaluation})
 
 
 def _in_context(p, s: Sizes, examples: float) -> Work:

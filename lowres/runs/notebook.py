@@ -70,7 +70,12 @@ class Run:
     @cached_property
     def backbone(self) -> Backbone:
         p = self.parameters
-        return load_backbone(p.model, p.device, p.precision, p.compiled)
+        backbone = load_backbone(p.model, p.device, p.precision, p.compiled)
+        backbone.charge = self._charge
+        return backbone
+
+    def _charge(self, seconds: float) -> None:
+        self.meter.shared += seconds
 
     def encode(self, pattern: str) -> dict[str, Inputs]:
         """The evaluation sets in a pattern, as the backbone reads them."""
