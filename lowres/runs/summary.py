@@ -56,6 +56,12 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return trials.groupby(by, sort=False).apply(one, include_groups=False).reset_index()
 
 
+def score_name(table: pd.DataFrame) -> str:
+    """What the scores of these lines are called: "score" where they are several."""
+    names = table["metric"].unique() if "metric" in table else ["accuracy"]
+    return names[0] if len(names) == 1 else "score"
+
+
 def against_constant(row: pd.Series) -> str:
     """How accuracy's interval stands to the constant prediction: above, below, or not told from it."""
     return "above" if row["low"] > row["constant"] else "below" if row["high"] < row["constant"] else "not told from"
@@ -88,11 +94,10 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
                "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
     shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
-    metric = names[0] if len(names := table["metric"].unique()) == 1 else "score"
     if table["uneven"].any():
         shown["macro-F1, % [95 % interval]"] = [percent(a) + ends(*few) for a, *few in table[["macro-F1", "f1 low", "f1 high"]].to_numpy(float)]
         shown["constant's, %"] = table["constant f1"].map(percent)
-    shown[f"{metric}, % [95 % interval]"] = [
+    shown[f"{score_name(table)}, % [95 % interval]"] = [
         percent(a) + (ends(low, high) or " [no interval]")
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
     ]
@@ -102,7 +107,7 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     shown["reading"] = table.apply(verdict, axis=1)
     if "exact_match" in table:  # several labels a row
         shown["macro-F1, %"], shown["exact match, %"] = table["macro-F1"].map(percent), table["exact_match"].map(percent)
-    else:
+    if table["mcc"].notna().any():
         shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
                                for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
     shown["one label, %" if "exact_match" not in table else "one answer, %"] = table["one label"].map(percent)
