@@ -142,7 +142,7 @@ def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tupl
     for run, trials in runs:
         for trial in trials[:1] if not getattr(run.parameters, "calibrate", False) else ():  # no seed changes it
             for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
-                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
+                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (records.score(scores), scores.get("mcc", np.nan)))
     return found
 
 

@@ -109,7 +109,8 @@ class MultiLabel:
     """Several labels a row, or none: a tuple with 1 for each label that it has and 0 for the others. A label is given where its logit is above 0."""
 
     name, metric, loss, several = "multi_label", "micro_f1", "sigmoid", True
-    without = {"method": ("in_context", "distillation"), "adapt": ("pattern",), "loss": ("vocabulary",), "classifier": ("brought",), "choose": ()}
+    without = {"method": ("distillation",), "adapt": ("pattern",), "loss": ("vocabulary",), "classifier": ("brought",), "scoring": ("likelihood",),
+               "demonstrations": (), "calibrate": (), "choose": ()}
 
     def parts(self, cell: str, separator: str) -> list[str]:
         return [part for part in cell.split(separator) if part.strip()] if cell.strip() else []
