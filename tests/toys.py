@@ -11,7 +11,7 @@ GRAMMAR, ENTAILMENT, REQUESTS = "tests/tasks/grammar.yaml", "tests/tasks/entailm
 SHARES = {"refund": 0.4, "delay": 0.3, "address": 0.15, "thanks": 0.25}  # of the rows that have the label
 CLAUSES = {  # in domain a shop's customers, out of domain a library's guests
     "in": {"refund": ["please send my money back", "I would like a refund", "give me back what I paid", "I want the {} refunded"],
-           "delay": ["the {} has not arrived", "I am still waiting for the {}", "the {} is late", "when will the {} come"],
+           "delay": ["the {} has not arrived", "to this day I wait for the {}", "the {} is late", "when will the {} come"],
            "address": ["I have moved to another street", "my address has changed", "send the {} to my new house", "I live elsewhere now"],
            "thanks": ["thank you", "many thanks", "I am grateful for your help", "thanks for the {}"],
            "": ["do you sell the {}", "which colours are there", "is the {} made of wood", "how heavy is the {}"]},
