@@ -272,7 +272,8 @@ def test_questions_that_leave_no_room_for_a_text_are_refused(tiny_llama):
 
 
 @pytest.mark.parametrize(("method", "given"), [
-    ("vanilla", {}), ("pbft", {}), ("lora", {"learning_rate": 5e-3}), ("adaptive", {"adapt": "layers"}), ("baselines", {}),
+    ("vanilla", {}), ("pbft", {}), ("lora", {"learning_rate": 5e-3}), ("adaptive", {"adapt": "layers"}),
+    ("adaptive", {"adapt": "corpus", "corpus_steps": 2}), ("baselines", {}),
     ("baselines", {"classifier": "tfidf"}), ("in_context", {"demonstrations": 0}),
 ])
 def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, tmp_path, method, given):

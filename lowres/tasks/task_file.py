@@ -150,8 +150,9 @@ class TaskFile(BaseModel):
 
     def _asks_for_each_label(self) -> None:
         if self.kind == "classification":
-            for key in {"questions", "separator"} & self.model_fields_set:
-                raise ValueError(f"{key}: goes with kind: multi_label")
+            for key in ("questions", "separator"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: goes with kind: multi_label")
             return
         for label in self.labels:
             if "|" in label or self.separator in label:  # bars stand between labels where they are written
