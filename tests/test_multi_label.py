@@ -17,6 +17,7 @@ from test_notebooks import execute
 from toys import GRAMMAR, REQUESTS
 from transformers import AutoModelForSequenceClassification
 
+from lowres.analysis.collect import rows_right
 from lowres.files import ROOT, BadInput
 from lowres.methods import baselines
 from lowres.methods.evaluation import evaluated, predict, predictions
@@ -240,6 +241,12 @@ def test_results_are_never_called_accuracy(requests):
     assert not [name for name in table if "accuracy" in name or "MCC" in name]
     assert headline(trials)[0].startswith("**micro-F1 ") and "accuracy" not in " ".join(headline(trials))
     assert set(table["reading"]) == {"above constant"}
+
+
+def test_a_row_of_several_labels_is_neither_right_nor_wrong_as_a_whole(requests, tmp_path):
+    logits = {name: np.ones((len(rows), 4), np.float32) for name, rows in requests.evaluation.items()}
+    records.write_trial(tmp_path, {"seed": 0}, predictions(requests, logits, 0))
+    assert len(records.read_predictions(tmp_path)) == 80 and rows_right([str(tmp_path)], "shop", [0]) is None
 
 
 @pytest.mark.parametrize(("method", "p", "what"), [
