@@ -12,7 +12,7 @@ PLACES = {
     "lowres.tasks.shots": ("Streams", "draw"),
     "lowres.models.backbone": ("load_backbone",),
     "lowres.models.batches": ("encode",),
-    "lowres.models.heads": ("Classifier", "Verbalizer"),
+    "lowres.models.heads": ("Classifier", "Verbalizer", "word_head"),
     "lowres.methods.training": ("Outcome", "Training", "train"),
     "lowres.methods.evaluation": ("predict", "scored"),
     "lowres.runs.summary": ("compared", "side_by_side"),

@@ -13,11 +13,14 @@ from scipy import stats
 from toys import ENTAILMENT
 
 from lowres.methods.cost import Meter, flops
-from lowres.methods.evaluation import evaluated, metrics, predictions
+from lowres.methods.evaluation import evaluated, predictions
 from lowres.runs.notebook import Run
 from lowres.runs.process import KERNEL_ENVIRONMENT
 from lowres.runs.summary import headline, interval, results
+from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import load_task
+
+metrics = KINDS["classification"].metrics
 
 
 def test_the_metrics_are_their_formulas():
@@ -33,7 +36,7 @@ def test_the_metrics_are_their_formulas():
 
 def test_predictions_hold_any_seed_and_any_number_of_labels():
     rows = pd.DataFrame({"label": [0, 199]}, index=[3, 5])
-    task = SimpleNamespace(evaluation={"test": rows}, labels=[str(i) for i in range(200)])
+    task = SimpleNamespace(evaluation={"test": rows}, labels=[str(i) for i in range(200)], kind=KINDS["classification"])
     kept = predictions(task, {"test": np.eye(200)[[150, 199]]}, seed=2**63 - 1)
     assert kept[["trial", "row", "label", "prediction"]].to_numpy().tolist() == [[2**63 - 1, 3, 0, 150], [2**63 - 1, 5, 199, 199]]
 

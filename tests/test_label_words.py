@@ -179,7 +179,7 @@ def test_words_for_which_a_text_leaves_no_room_are_refused(tiny_opt, several_tas
     asked = {"model": tiny_opt, "task": str(tmp_path / "several.yaml")}
     assert check_words(PBFT(**asked, max_length=250))
     for given in ({"max_length": 256}, {"max_length": 255}):
-        with pytest.raises(BadInput, match="leaves no room for label words of 3 tokens: .* reads 256"):
+        with pytest.raises(BadInput, match="leaves no room for the 2 tokens that are read behind it: .* reads 256"):
             check_words(PBFT(**asked, **given))
     check_words(PBFT(**asked, max_length=256, label_words="one"))
 

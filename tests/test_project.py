@@ -105,7 +105,7 @@ def test_what_a_trial_keeps_is_told():
     kept = {key for record in records for trial in record["trials"] for key in {*trial, *next(iter(trial["sets"].values()))}}
     [table] = re.findall(r"^\| of a trial \|.*?(?=\n\n)", (ROOT / "notebooks/README.md").read_text(), re.DOTALL | re.MULTILINE)
     told = set(re.findall(r"`(\w+)`", table)) - {"max_length"}  # a parameter
-    newer = {"constant_macro_f1", "uneven", "settings"}  # than the committed records
+    newer = {"constant_macro_f1", "uneven", "settings", "metric", "micro_f1", "exact_match"}  # than the committed records
     assert len(records) == 72 and told - newer == kept - {"learning_rates", "predictions_sha256"}  # the schedule's; older records'
 
 
@@ -115,7 +115,7 @@ def test_no_data_row_of_the_real_sets_is_committed(real_data):
         return re.findall(r"[a-z0-9]+", re.sub(r"\\[nrt\"]|<[^>]*>", " ", text.lower()))
 
     fields = {field for file in Path(real_data).glob("*/*.tsv") for line in file.read_text().splitlines()[1:] for field in line.split("\t")}
-    begins = {tuple(words(field)[:6]) for field in fields if len(field) > 25}
+    begins = {tuple(words(field)[:6]) for field in fields if len(field) > 25 and " " in field}  # labels stand in task files
     lengths = {len(begin) for begin in begins if len(begin) > 2}  # one or two long words are no sentence
     assert len(begins) > 20_000
     for path in tracked():

@@ -142,7 +142,7 @@ def _untrained(runs: list[tuple[Run, list[dict[str, Any]]]]) -> dict[tuple, tupl
     for run, trials in runs:
         for trial in trials[:1] if not getattr(run.parameters, "calibrate", False) else ():  # no seed changes it
             for name, scores in trial.get("also", {}).get("zero-shot", {}).get("sets", {}).items():
-                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (scores["accuracy"], scores["mcc"]))
+                found.setdefault((run.parameters.model, run.parameters.task, name, scores["n"]), (records.score(scores), scores.get("mcc", np.nan)))
     return found
 
 
@@ -217,6 +217,7 @@ def rows_right(folders: Iterable[str], name: str, seeds: Iterable[int]) -> tuple
 def _read_all(folder: str) -> dict[int, dict[str, Predicted]]:
     found: dict[int, dict[str, Predicted]] = {}
     table = records.read_predictions(Path(folder))
+    table = table if len(table) and table["label"].dtype.kind == "i" else table[:0]  # of several labels a row each is right or wrong by itself
     for (seed, name), part in table.groupby(["trial", "set"], sort=False) if len(table) else ():
         found.setdefault(int(seed), {})[name] = _predicted(part.sort_values("row"))
     return found

@@ -29,7 +29,7 @@ from lowres.analysis.plots import (
     shot_axis,
     styles,
 )
-from lowres.runs.summary import interval
+from lowres.runs.summary import interval, score_name
 
 NUMBERS = {"vanilla": "Figure 2 of the paper drawn anew", "pbft": "Figure 3 of the paper drawn anew", "adaptive": "Figure 4 of the paper drawn anew",
            "lora": "Figure 5 of the paper drawn anew", "distillation": "Context distillation", "in_context": "In-context learning (not in the paper)"}
@@ -110,7 +110,7 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Pictur
     for (model, task), part in trials.groupby(["model", "task"], sort=False) if len(trials) else ():
         if part["domain"].nunique() < 2:
             continue
-        methods, looks, overlaid = list(part["method"].unique()), styles(part), False
+        methods, looks, overlaid, name = list(part["method"].unique()), styles(part), False, score_name(part)
         figure, grid = panels(len(methods), across=3, width=4.2, height=4.0)
         for axes, method in zip(grid, methods):
             overlaid |= published and _published_pairs(axes, method, task)
@@ -119,15 +119,15 @@ def in_against_out(trials: pd.DataFrame, published: bool = False) -> list[Pictur
             constant = 100 * part.groupby("domain")["constant"].mean()
             axes.axvline(constant["in"], **YARDSTICK)
             axes.axhline(constant["out"], **YARDSTICK)
-            axes.set(title=method, xlabel="in-domain accuracy, %", ylabel="out-of-domain accuracy, %")
+            axes.set(title=method, xlabel=f"in-domain {name}, %", ylabel=f"out-of-domain {name}, %")
             if any(label for label in axes.get_legend_handles_labels()[1]):
                 axes.legend(fontsize="x-small", loc="upper left")
         _same_limits(grid)
         figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds; dotted: constant prediction;\n"
                         "dashed: as good out of domain as in; numbers: shots", fontsize="medium")
-        alt = (f"Out-of-domain against in-domain accuracy on {task} with {model}, a panel for each of {', '.join(methods)}; points "
+        alt = (f"Out-of-domain against in-domain {name} on {task} with {model}, a panel for each of {', '.join(methods)}; points "
                f"joined from few to many shots; {counted(part)}; dotted lines are constant prediction, "
-               "the diagonal is equal accuracy" + (f"; {LAID_OVER}." if overlaid else "."))
+               f"the diagonal is equal {name}" + (f"; {LAID_OVER}." if overlaid else "."))
         found.append(Picture(figure, file_name("in-against-out", task, model), alt))
     return found
 
@@ -182,6 +182,7 @@ def _at(lines: pd.DataFrame, task: str, domain: str) -> pd.DataFrame:
 
 
 def all_of_the_paper(trials: pd.DataFrame, published: bool = False) -> list[Picture]:
-    """Figures 2 to 5, by method in the order of the study, then LoRA by rank."""
+    """Figures 2 to 5, by method in the order of the study, then LoRA by rank. They are of accuracy."""
+    trials = trials[trials["metric"] == "accuracy"] if len(trials) else trials
     methods = [method for method in NUMBERS if method != "lora" and len(trials) and (trials["method"] == method).any()]
     return [drawn for method in methods for drawn in method_against_shots(trials, method, published)] + lora_by_rank(trials, published)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowres.methods.show import Picture, show, theme
-from lowres.runs.summary import interval
+from lowres.runs.summary import interval, score_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +108,11 @@ def legend_below(figure: Figure, grid) -> None:
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
+def capital(text: str) -> str:
+    """With a capital letter in front, and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def title_legend(grid, untrained: bool) -> None:
     """Says what the level lines are above seaborn's legend, and makes room for it beside the panels."""
     grid.legend.set_title("dotted: constant answer" + "\nlong dashes: untrained" * bool(untrained))
@@ -160,11 +165,13 @@ def answer(lines: pd.DataFrame) -> list[Picture]:
             yardstick(100 * here["untrained"].mean(), **{**YARDSTICK, "linestyle": (0, (8, 4))})
         if across:
             shot_axis(axes, here["shots"].unique())
-    grid.set_axis_labels(*(("labelled examples per class", "accuracy, %") if across else ("accuracy, %", ""))).set_titles("{col_name}", size="medium")
+    percent = f"{score_name(table)}, %"
+    grid.set_axis_labels(*(("labelled examples per class", percent) if across else (percent, ""))).set_titles("{col_name}", size="medium")
     if across:
         title_legend(grid, table["untrained"].notna().any())
     plt.close(grid.figure)
-    alt = (f"Accuracy against the number of labelled examples per class, {table['panel'].nunique()} evaluation sets side by side: "
+    alt = (f"{capital(score_name(table))} against the number of labelled examples per class, "
+           f"{table['panel'].nunique()} evaluation sets side by side: "
            f"{'; '.join(name.replace(chr(10), ' ') for name in looks)}. "
            f"{counted(lines).capitalize()}, bars are 95 % intervals over seeds. The dotted line is a constant answer"
            + (", the long-dashed one the untrained model." if table["untrained"].notna().any() else "."))
@@ -256,13 +263,13 @@ def accuracy_against_shots(trials: pd.DataFrame) -> list[Picture]:
             axes.axhline(100 * panel["constant"].iloc[0], label="constant prediction", **YARDSTICK)
             if panel["untrained"].notna().any():
                 axes.axhline(100 * panel["untrained"].mean(), label="untrained model", **{**YARDSTICK, "linestyle": (0, (8, 4))})
-            axes.set(ylabel="accuracy, %", title=f"{DOMAINS[domain]} ({plain(name)}), {panel['n'].iloc[0]:,} rows")
+            axes.set(ylabel=f"{score_name(panel)}, %", title=f"{DOMAINS[domain]} ({plain(name)}), {panel['n'].iloc[0]:,} rows")
         figure.suptitle(f"{plain(task)}, {plain(model)}: {counted(part)}, bars: 95 % over seeds", fontsize="medium")
         legend_below(figure, grid)
         names = ", ".join(line_name(*key) for key in looks)
         untrained = ", a long-dashed grey one the untrained model" if part["untrained"].notna().any() else ""
-        alt = (f"Accuracy against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; {counted(part)}, "
-               f"bars are 95 % intervals over seeds, the dotted line is constant prediction{untrained}. "
+        alt = (f"{capital(score_name(part))} against shots on {task} with {model}, {len(sets)} evaluation sets side by side; lines: {names}; "
+               f"{counted(part)}, bars are 95 % intervals over seeds, the dotted line is constant prediction{untrained}. "
                "The numbers are in the result table.")
         found.append(Picture(figure, file_name("shots", task, model), alt))
     return found

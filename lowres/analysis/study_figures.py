@@ -12,6 +12,7 @@ from lowres.analysis.plots import (
     DOMAINS,
     YARDSTICK,
     Picture,
+    capital,
     counted,
     error_line,
     file_name,
@@ -23,7 +24,7 @@ from lowres.analysis.plots import (
     styles,
 )
 from lowres.analysis.tables import at_most_shots, most_shots, of_machines
-from lowres.runs.summary import RUN, interval
+from lowres.runs.summary import RUN, interval, score_name
 
 FEWEST = 25  # answers that a calibration point is made of: its standard error is at most 10 points
 FEW_ROWS = 20
@@ -54,11 +55,11 @@ def parts_figures(parts: pd.DataFrame) -> list[Picture]:
         if not mixed.all():
             axes.axvline(100 * part["guessing"].iloc[0], label="guessing", **YARDSTICK)
         axes.set_yticks(range(len(order)), [plain(f"{p} ({n:,} rows)") for p, n in part.groupby("part", sort=False)["rows"].first().items()])
-        axes.set(xlabel="accuracy, %", xlim=(-2, 102), ylim=(len(order) - 0.4, -0.6))  # the first part at the top
+        axes.set(xlabel=f"{score_name(part)}, %", xlim=(-2, 102), ylim=(len(order) - 0.4, -0.6))  # the first part at the top
         figure.suptitle(f"{plain(task)}: {plain(name)} by part, {plain(model)}\n{shots_text(part)}; "
                         f"{counted(part)}, bars: 95 % over seeds{below(absent)}", fontsize="medium")
         legend_below(figure, [axes])
-        alt = (f"Accuracy by part of {name} ({task}, {model}), {shots_text(part)}: parts {', '.join(order)}; {counted(part)}. "
+        alt = (f"{capital(score_name(part))} by part of {name} ({task}, {model}), {shots_text(part)}: parts {', '.join(order)}; {counted(part)}. "
                + (f"{few} more, of fewer than {FEW_ROWS} rows, are in the table alone. " if few else "")
                + f"One label's parts near 100 % and the other's near 0 % mean a constant answer. {absent}")
         found.append(Picture(figure, file_name("parts", task, name, model), alt))
@@ -159,11 +160,11 @@ def cost_figures(trials: pd.DataFrame) -> list[Picture]:
             axes.step(*np.array(front).T, where="post", color="0.3", linewidth=1.2, zorder=0, label="Pareto front")
             axes.axhline(100 * part["constant"].mean(), label="constant prediction", **YARDSTICK)
             _cost_scale(axes, cost, [x for x, _ in points.values()])
-            axes.set(xlabel=text, ylabel="accuracy, %" if cost == "seconds" else "")
+            axes.set(xlabel=text, ylabel=f"{score_name(part)}, %" if cost == "seconds" else "")
         figure.suptitle(f"{plain(task)}, {DOMAINS[domain]}, {plain(model)}, {shots_text(part)}: {counted(part)}, "
                         f"bars: 95 % over seeds{below(notes)}", fontsize="medium")
         legend_below(figure, grid)
-        alt = (f"Accuracy {DOMAINS[domain]} on {task} with {model} at {shots_text(part)} against seconds, peak memory and trained "
+        alt = (f"{capital(score_name(part))} {DOMAINS[domain]} on {task} with {model} at {shots_text(part)} against seconds, peak memory and trained "
                f"parameters; {counted(part)}; "
                f"the stepped line is the Pareto front of these (nothing cheaper is better), dotted is constant prediction. {notes}")
         found.append(Picture(figure, file_name("cost", task, domain, model), alt))

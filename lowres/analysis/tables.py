@@ -19,6 +19,7 @@ from lowres.analysis.collect import Collected
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
 from lowres.files import safe
+from lowres.runs import records
 from lowres.runs.summary import RUN, printable, summary
 from lowres.tasks.task_file import read_task
 
@@ -217,8 +218,8 @@ def parts(found: Collected) -> pd.DataFrame:
             lines += [
                 {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task,
                  "shots": run.parameters.shots, "seed": trial["seed"], "outcome": trial["outcome_sha256"], "set": name, "domain": scores["domain"],
-                 "part": part, "rows": values["n"], "accuracy": values["accuracy"], "constant": values.get("constant", np.nan),
-                 "guessing": guessing}
+                 "part": part, "rows": values["n"], "accuracy": records.score(values), "metric": records.metric(values),
+                 "constant": values.get("constant", np.nan), "guessing": guessing}
                 for name, scores in trial["sets"].items() for part, values in scores["by"].items()
             ]
     return pd.DataFrame(lines)

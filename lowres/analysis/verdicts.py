@@ -49,8 +49,8 @@ class ClaimResult:
 
 
 def judge(trials: pd.DataFrame, margin: float, flips: bool = True) -> list[ClaimResult]:
-    """The seven claims over a study's trials (`collect.collect`); margin in percentage points."""
-    lines = relevant(trials)
+    """The seven claims over a study's trials (`collect.collect`); margin in percentage points. They are of accuracy."""
+    lines = relevant(trials[trials["metric"] == "accuracy"] if "metric" in trials else trials)
     found = [_weighed(claim, lines, margin, flips) for claim in CLAIMS]
     p, towards = np.array([one.p for one in found]), np.array([one.towards for one in found])
     same = np.array([one.p_equivalent for one in found])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -27,11 +28,12 @@ LEAST = 1e-12  # a probability of 0 has no logarithm
 KEYS = ["set", "row"]
 
 
-def classifier(p) -> Pipeline:
+def classifier(p, several: bool = False) -> Pipeline:
     """Logistic regression on hidden states, each of their numbers brought to mean 0 and spread 1 over the shots (probe); or on weighted counts of
-    words and pairs of words, without a language model (tfidf)."""
+    words and pairs of words, without a language model (tfidf). Of `several` labels a row each has a regression of its own."""
     features = StandardScaler() if p.classifier == "probe" else TfidfVectorizer(ngram_range=(1, 2))
-    return make_pipeline(features, LogisticRegression(max_iter=1000, class_weight=None if p.class_weights == "none" else p.class_weights))
+    regression = LogisticRegression(max_iter=1000, class_weight=None if p.class_weights == "none" else p.class_weights)
+    return make_pipeline(features, OneVsRestClassifier(regression) if several else regression)
 
 
 NO_BACKBONE = {"parameters": 1, "flops": 0.0}  # of a trial that a backbone has no part in
@@ -48,15 +50,18 @@ def joined(rows: pd.DataFrame, columns: list[str]) -> list[str]:
 
 
 def answers(classifier: Pipeline, sets: dict) -> dict[str, np.ndarray]:
-    """Log-probabilities (rows, labels) of every set; of one that is 0 to the last digit, of the smallest number above."""
+    """Log-probabilities (rows, labels) of every set; of one that is 0 to the last digit, of the smallest number above. Of several labels a row
+    log-odds."""
+    if isinstance(classifier[-1], OneVsRestClassifier):
+        return {name: classifier.decision_function(rows).astype(np.float32) for name, rows in sets.items()}
     smallest = np.finfo(np.float32).tiny
     return {name: np.log(np.maximum(classifier.predict_proba(rows), smallest)).astype(np.float32) for name, rows in sets.items()}
 
 
 def weights(classifier: Pipeline) -> int:
     """How many numbers of the classifier were fitted."""
-    regression = classifier[-1]
-    return regression.coef_.size + regression.intercept_.size
+    fitted = getattr(classifier[-1], "estimators_", [classifier[-1]])
+    return sum(one.coef_.size + one.intercept_.size for one in fitted if hasattr(one, "coef_"))  # none where all shots say the same of a label
 
 
 def arrays(classifier: Pipeline) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -41,6 +41,8 @@ SEVERAL_TOKENS = ("keep: label words of several tokens cannot become a sequence 
 
 def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
+    if (kind := read_task(p.task).kind) != "classification":
+        raise BadInput(f"keep: models of tasks of kind {kind} cannot be kept yet")
     if method == "in_context":
         raise BadInput("keep: in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt")
     if getattr(p, "classifier", "") == "brought":

@@ -20,7 +20,6 @@ from lowres.files import BadInput
 from lowres.methods.training import clip, must_be_finite
 from lowres.models.adapters import layer_stack
 from lowres.models.batches import Rows, encode, pack
-from lowres.models.heads import Verbalizer
 from lowres.tasks.shots import Streams
 
 HELD_OUT = 200  # unlabelled texts that are never trained on, at most a fifth of them
@@ -150,7 +149,7 @@ def layer_groups(backbone, head: nn.Module, p) -> list[dict[str, Any]]:
 
     The top layer has depth 0. What follows it (final norm, projection, new head) trains at lr as well. Embeddings lie below all
     layers and are frozen, so no gradient is computed below the lowest trained layer; where the language-model head is tied to
-    them it is frozen too, and trains only if it is a matrix of its own that the verbalizer reads.
+    them it is frozen too, and trains only if it is a matrix of its own that the head reads, which then has no weights.
     """
     layers = layer_stack(backbone.model.base_model)
     count = top_layers(len(layers), p.train_layers)
@@ -158,7 +157,7 @@ def layer_groups(backbone, head: nn.Module, p) -> list[dict[str, Any]]:
     backbone.model.requires_grad_(False)
     for module in (*layers[-count:], *above):
         module.requires_grad_(True)
-    if isinstance(head, Verbalizer) and backbone.output is not backbone.model.get_input_embeddings().weight:
+    if not list(head.parameters()) and backbone.output is not backbone.model.get_input_embeddings().weight:
         backbone.output.requires_grad_(True)
     groups = [
         {"params": list(layer.parameters()), "lr": p.learning_rate * p.layer_decay**depth, "name": f"layer {len(layers) - depth}"}

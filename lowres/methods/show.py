@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,9 @@ from scipy.special import softmax
 from lowres import files
 from lowres.files import BadInput, safe
 from lowres.methods import choose, in_context, layers_and_corpus
-from lowres.methods.evaluation import constant_accuracy, predict
+from lowres.methods.evaluation import predict
 from lowres.models.batches import encode
-from lowres.models.heads import Classifier, Verbalizer
+from lowres.models.heads import Classifier, Verbalizer, word_head
 from lowres.tasks.load import Task
 from lowres.tasks.shots import Streams, checksum, draw
 from lowres.tasks.task_file import TaskFile, fields, filled
@@ -32,18 +33,18 @@ if TYPE_CHECKING:
 
 
 def describe_task(task: Task) -> pd.DataFrame:
-    """A line a set: rows, labels, and the accuracy of constant prediction. Prints what was dropped, and why."""
+    """A line a set: rows, labels, and the score of the best constant answer. Prints what was dropped, and why."""
     print(f"{task.file.name}: {task.file.description}")
     for note in task.notes:
         print(f"- {note}")
     lines = []
     for name, rows in {"pool": task.pool, **task.evaluation}.items():
-        counts = rows["label"].value_counts()
+        counts = task.kind.counts(rows, len(task.labels))
         domain = task.file.evaluation[name].domain if name in task.evaluation else ""
         lines.append({
             "set": name, "domain": {"in": "in", "out": "out of"}.get(domain, ""), "rows": f"{len(rows):,}",
-            **{label: int(counts.get(i, 0)) for i, label in enumerate(task.labels)},
-            "constant, %": f"{100 * constant_accuracy(rows['label'].to_numpy()):.1f}" if domain else "",
+            **{label: int(count) for label, count in zip(task.labels, counts)},
+            "constant, %": f"{100 * task.kind.constant(task.kind.gold(rows)):.1f}" if domain else "",
         })
     if task.unlabelled is not None:
         lines.append({"set": "unlabelled", "rows": f"{len(task.unlabelled):,}"})
@@ -55,17 +56,23 @@ def describe_draw(task: Task, shots: pd.DataFrame, most: int = 8) -> pd.DataFram
     print(f"{len(shots)} examples, checksum {checksum(shots)}" + (f"; the first {most}:" if len(shots) > most else ""))
     columns = task.file.text if task.file.show_rows else []
     table = shots.head(most)[columns].copy()
-    table["label"] = [task.labels[i] for i in shots["label"].head(most)]
+    table["label"] = [task.kind.written(label, task.labels) for label in shots["label"].head(most)]
     table.index.name = "pool row"
     return table
 
 
 def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd.DataFrame:
-    """A made-up text in the pattern, and how probable the backbone finds each label word there, before any training."""
+    """A made-up text in the pattern, and how probable the backbone finds each label word there, or yes to each label's question, before any
+    training."""
     example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
     print("pattern:", repr(pattern))
     print("example:", repr(filled(pattern, example.iloc[0])))
-    logits = predict(backbone, Verbalizer(backbone, words), {"example": encode(backbone, example, pattern, backbone.context_length)})
+    head = word_head(backbone, task.file, words)
+    logits = predict(backbone, head, {"example": encode(backbone, example, pattern, backbone.context_length)})
+    if task.file.questions:
+        return pd.DataFrame({"label": task.labels, "question": task.file.asked,
+                             f"probability of {words[1]!r}": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).sigmoid()]}
+                            ).set_index("label")
     return pd.DataFrame({"label": task.labels, "label word": [repr(word) for word in words],
                          "probability among them": [f"{share:.3f}" for share in torch.tensor(logits["example"][0]).softmax(0)]}).set_index("label")
 
@@ -218,7 +225,8 @@ def theme() -> None:
 
 
 def loss_curves(trials: list[dict], labels: int = 0) -> None:
-    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels."""
+    """Shows training loss against the step, a line a trial; beside it log(labels), the cross-entropy of knowing nothing of so many labels (or sets
+    of labels)."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -227,14 +235,14 @@ def loss_curves(trials: list[dict], labels: int = 0) -> None:
     for trial, colour in zip(trials, sns.color_palette("crest", len(trials))):
         axes.plot(np.arange(1, len(trial["losses"]) + 1), trial["losses"], color=colour, label=f"seed {trial['seed']}")
     if labels:
-        axes.axhline(np.log(labels), color="0.4", linestyle=":", label="knowing nothing")
+        axes.axhline(math.log(labels), color="0.4", linestyle=":", label="knowing nothing")
     axes.set(xlabel="optimizer step", ylabel="training loss", title=f"Training loss, {len(trials)} trials")
     axes.set_ylim(bottom=min([0, *(loss for trial in trials for loss in trial["losses"])]))
     figure.legend(loc="outside right upper")  # beside the curves: eight seeds' names would lie on them
     plt.close(figure)  # it is shown once, below
     first, last = (np.mean([trial["losses"][i] for trial in trials]) for i in (0, -1))
     show(Picture(figure, "training", f"Training loss against the optimizer step, {len(trials)} trials: from {first:.2f} to {last:.2f} in the mean"
-               + (f"; dotted: knowing nothing, {np.log(labels):.2f}." if labels else ".")))
+               + (f"; dotted: knowing nothing, {math.log(labels):.2f}." if labels else ".")))
 
 
 def show(drawn: Picture, folder: Path | None = None) -> None:

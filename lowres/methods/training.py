@@ -86,7 +86,11 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
 
 
 def balanced(labels: torch.Tensor) -> torch.Tensor:
-    """A weight a class, (labels,): examples / (classes * examples of the class), as scikit-learn's "balanced" has it; 1 on average over examples."""
+    """A weight a class, (labels,): examples / (classes * examples of the class), as scikit-learn's "balanced" has it; 1 on average over examples.
+
+    Of several labels a text, (texts, labels): of a label's texts that have it, so that they count as much as those that do not."""
+    if labels.ndim == 2:
+        return (len(labels) - labels.sum(0)) / labels.sum(0).clamp(min=1)
     counts = labels.bincount()
     return len(labels) / (len(counts) * counts)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowres.files import BadInput
+from lowres.tasks.kinds import kind_of
 from lowres.tasks.task_file import fields, filled
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ BUDGET = 2048  # tokens in one forward pass: bounds the memory of a training ste
 
 @dataclass
 class Inputs:
-    """Encoded texts. `labels` is a tensor of their indices; `cut` counts the texts that were too long; `pattern` is what stands around them."""
+    """Encoded texts. `labels` is a tensor of their indices, (texts,), or, for several labels a text, of 0 and 1, (texts, labels). `cut` counts the
+    texts that were too long; `pattern` is what stands around them."""
 
     ids: list[list[int]]
     labels: torch.Tensor
@@ -77,7 +79,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
             shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
             record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
             ids[i] = backbone.tokenize([filled(pattern, record)])[0]
-    return Inputs([backbone.prefix + text for text in ids], torch.tensor(examples["label"].to_numpy()), cut, pattern)
+    return Inputs([backbone.prefix + text for text in ids], torch.tensor(kind_of(examples).gold(examples)), cut, pattern)
 
 
 def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET,

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lowres.files import BadInput
 
+if TYPE_CHECKING:
+    from lowres.tasks.task_file import TaskFile
+
 PIECE = 256  # tokens whose logits over the whole vocabulary are held at a time: 50 MB for 50,000 words
 
+
+def softmax_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of (texts, labels) with indices (texts,), summed over the texts."""
+    return F.cross_entropy(logits, labels, weights, reduction="sum")
+
+
+def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Binary cross-entropy of (texts, labels) with 0 and 1 (texts, labels), summed over both; `weights` are those of a label's texts that have it."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weights, reduction="sum")
+
+
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}  # by a kind's `loss`
+
+
 class Classifier(nn.Module):
-    """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream."""
+    """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream; of several labels a
+    text each has a sigmoid."""
 
     branches = ()  # a text is read, and nothing behind it
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
-    def __init__(self, backbone, labels: int, seed: int):
+    def __init__(self, backbone, labels: int, seed: int, loss: str = "softmax"):
         super().__init__()
+        self.of_logits = LOSSES[loss]
         spread = getattr(backbone.model.config, "initializer_range", None) or getattr(backbone.model.config, "init_std", 0.02)
         weight = torch.empty(labels, backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight.to(backbone.device))
@@ -27,8 +48,8 @@ class Classifier(nn.Module):
         return hidden @ self.weight.T
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, summed over the texts."""
-        return F.cross_entropy(self.logits(hidden), labels, self.class_weights, reduction="sum")
+        """Summed over the texts."""
+        return self.of_logits(self.logits(hidden), labels, self.class_weights)
 
 
 class Verbalizer(nn.Module):
@@ -47,6 +68,7 @@ class Verbalizer(nn.Module):
         super().__init__()
         self.output = lambda: backbone.output  # looked up when used: the head owns no weights
         tokens = word_tokens(backbone.tokenizer, words, score)
+        self.labels = len(words)
         self.ids = torch.tensor([ids[0] for ids in tokens], device=backbone.device)
         self.branches = [ids[:-1] for ids in tokens if len(ids) > 1]
         self.label_of = torch.tensor([label for label, ids in enumerate(tokens) for _ in ids[1:]], device=backbone.device)
@@ -77,6 +99,56 @@ class Verbalizer(nn.Module):
             return F.cross_entropy(hidden @ self.output().T, self.ids[labels], reduction="sum")
         words = self.logits(hidden) if self.branches else (hidden @ self.output().T).log_softmax(1)[:, self.ids]
         return F.nll_loss(words, labels, self.class_weights, reduction="sum")
+
+
+class Questions(nn.Module):
+    """p(label | x) = sigmoid of (LMhead(h)[yes] - LMhead(h)[no]), h behind the text in its pattern and the label's question: no new weights.
+
+    The text is read once for all labels: each question branches off behind it. `questions`: one a label, `words`: for no and yes, a token each.
+    """
+
+    class_weights: torch.Tensor | None = None  # (labels,), of the loss
+
+    def __init__(self, backbone, questions: list[str], words: list[str], score: str = "sum"):
+        super().__init__()
+        self.output = lambda: backbone.output
+        self.labels = len(questions)
+        self.branches = [tokens_after_text(backbone.tokenizer, question) for question in questions]
+        self.ids = torch.tensor(one_token_each(backbone.tokenizer, words, score), device=backbone.device)
+        self.ends = torch.tensor([len(branch) for branch in self.branches], device=backbone.device).cumsum(0)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (texts, 1 + tokens of all questions, width) -> (texts, labels)."""
+        no, yes = self.output()[self.ids]
+        return hidden[:, self.ends] @ (yes - no)
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Summed over texts and labels."""
+        return sigmoid_loss(self.logits(hidden), labels, self.class_weights)
+
+
+def word_head(backbone, spec: TaskFile, words: list[str], over: str = "label_words", score: str = "sum") -> Verbalizer | Questions:
+    """The head that reads words behind a task's pattern: one for each label, or, where a question is asked for each label, no and yes."""
+    if spec.questions:
+        return Questions(backbone, spec.asked, words, score)
+    return Verbalizer(backbone, words, over, score)
+
+
+def behind(tokenizer, spec: TaskFile, words: list[str], score: str) -> list[int]:
+    """How many tokens `word_head` reads behind a text, by branch. Raises BadInput as it does."""
+    if not spec.questions:
+        return read_behind(tokenizer, words, score)
+    one_token_each(tokenizer, words, score)
+    return [len(tokens_after_text(tokenizer, question)) for question in spec.asked]
+
+
+def one_token_each(tokenizer, words: list[str], score: str) -> list[int]:
+    """The tokens of the answers to a question. Raises BadInput for an answer of several."""
+    tokens = word_tokens(tokenizer, words, score)
+    for word, ids in zip(words, tokens):
+        if len(ids) > 1:
+            raise BadInput(f"label_words: {word!r} is {len(ids)} tokens; of an answer to questions one is wanted, or word_score: first")
+    return [ids[0] for ids in tokens]
 
 
 def word_tokens(tokenizer, words: list[str], score: str = "sum") -> list[list[int]]:

@@ -12,10 +12,11 @@ from lowres.methods.in_context import SEPARATOR, demonstrated, instruction, long
 from lowres.models import identity
 from lowres.models.backbone import Backbone, without_weights
 from lowres.models.batches import encode
-from lowres.models.heads import read_behind, tokens_after_text, word_tokens
+from lowres.models.heads import behind, tokens_after_text, word_tokens
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters, validated
 from lowres.runs.study import Study, read_study
 from lowres.tasks import load, task_file
+from lowres.tasks.kinds import refuse
 from lowres.tasks.load import Task, load_task
 from lowres.tasks.shots import Streams, close_draws, draw, in_common
 from lowres.tasks.task_file import TaskFile, read_task
@@ -79,11 +80,12 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
     """What is said of a study: warnings, each once; BadInput is raised for what cannot be run."""
     pools: dict[tuple, dict[str, int]] = {}  # rows by label
     seen, close, said = set(), {}, []
-    for _, p in asked:
+    for method, p in asked:
+        refuse(read_task(p.task).kind, method, p)
         key = (p.task, p.data_dir, 0, tuple(p.also_evaluate))
         if key not in pools:
             loaded = load_task(*key)
-            pools[key] = dict(zip(loaded.labels, loaded.pool["label"].value_counts().sort_index()))
+            pools[key] = dict(zip(loaded.labels, loaded.kind.counts(loaded.pool, len(loaded.labels)).tolist()))
             said += [f"{p.task}: {sentence}" for sentence in loaded.warnings]
         said += _few(p, pools[key])
         if len(p.seeds) > 1:
@@ -144,17 +146,17 @@ def check_words(p: Parameters) -> list[str]:
         return []
     try:
         words = [spec.words(name) for name in (p.label_words, *listed.get("label_words", ()))]
-        _fits_behind(p, max(behind for some in words for behind in read_behind(tokenizer, some, p.word_score)))
+        _fits_behind(p, max(length for some in words for length in behind(tokenizer, spec, some, p.word_score)))
         return [sentence for some in words for sentence in several_tokens(tokenizer, some, p.word_score, f"{spec.name}: label_words: ")]
     except BadInput as error:
         raise BadInput(f"{spec.name}: {error}") from None
 
 
-def _fits_behind(p: Parameters, behind: int) -> None:
-    """Raises BadInput where a text of max_length tokens leaves no room for the label words' own."""
+def _fits_behind(p: Parameters, length: int) -> None:
+    """Raises BadInput where a text of max_length tokens leaves no room for what is read behind it: label words, or questions."""
     virtual = getattr(p, "peft_options", {}).get("num_virtual_tokens", 0)
-    if behind and virtual + p.max_length + behind > (context := without_weights(p.model).context_length):
-        raise BadInput(f"max_length: {p.max_length} leaves no room for label words of {behind + 1} tokens: {p.model!r} reads {context}")
+    if length and virtual + p.max_length + length > (context := without_weights(p.model).context_length):
+        raise BadInput(f"max_length: {p.max_length} leaves no room for the {length} tokens that are read behind it: {p.model!r} reads {context}")
 
 
 def several_tokens(tokenizer, words: list[str], score: str, where: str) -> list[str]:

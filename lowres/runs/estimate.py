@@ -25,7 +25,7 @@ from lowres.methods.choose import NOT_TRIED
 from lowres.models.adapters import layer_stack, shape_of
 from lowres.models.backbone import resolved_precision, without_weights
 from lowres.models.batches import encode
-from lowres.models.heads import read_behind
+from lowres.models.heads import behind
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters
 from lowres.runs.checks import check_study
 from lowres.runs.cluster import default_workers
@@ -83,11 +83,11 @@ class Rate:
 def sizes(model: str, task: str, data_dir: str, rows: int, also: tuple[str, ...], pattern: str, max_length: int, words: tuple[str, str]) -> Sizes:
     loaded, reader, shape = _loaded(task, data_dir, rows, also), without_weights(model), _shape(model)
     text, (name, score) = loaded.file.pattern(pattern), words
-    behind = sum(read_behind(reader.tokenizer, loaded.file.words(name), score)) if score else 0
+    more = sum(behind(reader.tokenizer, loaded.file, loaded.file.words(name), score)) if score else 0
 
     def tokens(part) -> float:
         some = part.sample(min(len(part), SAMPLE), random_state=0)
-        return sum(map(len, encode(reader, some, text, max_length).ids)) / len(some) + behind
+        return sum(map(len, encode(reader, some, text, max_length).ids)) / len(some) + more
 
     embedded = {id(weight): weight.numel() for weight in (shape.get_input_embeddings().weight, shape.get_output_embeddings().weight)}
     total, layers = sum(weight.numel() for weight in shape.parameters()), layer_stack(shape.base_model)

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from lowres.files import BadInput
 from lowres.runs import records
 from lowres.runs.study import Run
+from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import Task, load_task
 from lowres.tasks.task_file import read_task
 
@@ -27,7 +26,8 @@ def mistakes(runs: Iterable[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
     for run, trials in runs:
         p, seeds = run.parameters, [trial["seed"] for trial in trials]
         table = records.read_predictions(run.folder) if trials else pd.DataFrame()
-        if len(table) and len(lines := wrong_rows(table[table["trial"].isin(seeds)], read_task(p.task).labels)):
+        spec = read_task(p.task)
+        if len(table) and len(lines := wrong_rows(table[table["trial"].isin(seeds)], spec.labels, KINDS[spec.kind])):
             asked = {"method": run.method, "variant": run.variant, "task": Path(p.task).stem, "shots": p.shots}
             parts.append(_with_texts(lines.assign(**asked)[[*asked, *lines]], p))
     return in_order(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()
@@ -47,18 +47,17 @@ def hardest(lines: pd.DataFrame, runs: Iterable[tuple[Run, list[dict[str, Any]]]
     return in_order(found)[["task", "set", "row", "label", "predicted", "wrong", "trials", "confidence", *texts]].head(most)
 
 
-def wrong_rows(predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+def wrong_rows(predictions: pd.DataFrame, labels: list[str], kind=KINDS["classification"]) -> pd.DataFrame:
     """The same of one run's predictions (`evaluation.predictions`); `predicted` is the label that most of its wrong trials gave."""
     trials = predictions["trial"].nunique()
-    sure = softmax(predictions[[column for column in predictions if column.startswith("logit_")]].to_numpy(float), axis=1).max(axis=1)
-    wrong = predictions.assign(sure=sure)[predictions["label"] != predictions["prediction"]]
+    sure = kind.confidence(predictions[[column for column in predictions if column.startswith("logit_")]].to_numpy(float))
+    wrong = kind.named(predictions.assign(sure=sure)[predictions["label"] != predictions["prediction"]], labels)
     each = wrong.groupby(["set", "row", "label", "prediction"], sort=False)["sure"].agg(["size", "sum"]).reset_index()
     each = each.sort_values("size", ascending=False, kind="stable")
     found = each.groupby(["set", "row", "label"], sort=False).agg(prediction=("prediction", "first"), wrong=("size", "sum"), sure=("sum", "sum"))
     found = found.reset_index()
-    names = np.array(labels, dtype=object)
     return in_order(pd.DataFrame({
-        "set": found["set"], "row": found["row"], "label": names[found["label"]], "predicted": names[found["prediction"]], "wrong": found["wrong"],
+        "set": found["set"], "row": found["row"], "label": found["label"], "predicted": found["prediction"], "wrong": found["wrong"],
         "trials": trials, "confidence": (found["sure"] / found["wrong"]).round(3),
     }))
 
@@ -68,13 +67,13 @@ def in_order(lines: pd.DataFrame) -> pd.DataFrame:
     return lines.assign(share=share).sort_values(["share", "confidence"], ascending=False, kind="stable").drop(columns="share")
 
 
-def confusions(predictions: pd.DataFrame, labels: list[str], most: int = 10) -> pd.DataFrame:
-    """The commonest ones: a line a set, label and another that it is taken for, with the share of the label's answers, over all trials."""
-    counts = predictions.groupby(["set", "label", "prediction"], sort=False).size().rename("answers").reset_index()
+def confusions(predictions: pd.DataFrame, labels: list[str], kind=KINDS["classification"], most: int = 10) -> pd.DataFrame:
+    """The commonest ones: a line a set, label and another that it is taken for, with the share of the label's answers, over all trials. Of several
+    labels a row each is taken for its absence, or its absence for it."""
+    counts = kind.decisions(predictions, labels).groupby(["set", "label", "prediction"], sort=False).size().rename("answers").reset_index()
     counts["share"] = counts["answers"] / counts.groupby(["set", "label"])["answers"].transform("sum")
     wrong = counts[counts["label"] != counts["prediction"]].sort_values(["answers", "share"], ascending=False, kind="stable").head(most)
-    names = np.array(labels, dtype=object)
-    return pd.DataFrame({"set": wrong["set"], "label": names[wrong["label"]], "taken for": names[wrong["prediction"]], "answers": wrong["answers"],
+    return pd.DataFrame({"set": wrong["set"], "label": wrong["label"], "taken for": wrong["prediction"], "answers": wrong["answers"],
                          "of the label's, %": (100 * wrong["share"]).round(1)})
 
 

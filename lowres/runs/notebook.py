@@ -23,11 +23,12 @@ from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
-from lowres.models.heads import read_behind
+from lowres.models.heads import behind
 from lowres.models.identity import weights
 from lowres.parameters import Parameters, validated
 from lowres.runs import mistakes, records, summary
 from lowres.runs.checks import check_method, check_words, forget_files, rehearse
+from lowres.tasks.kinds import refuse
 from lowres.tasks.load import Task, data_checksums, load_task
 from lowres.tasks.shots import Streams, checksum, close_draws, fewest, in_common
 from lowres.tasks.task_file import extended_task
@@ -107,8 +108,9 @@ class Run:
             found = finished.get(seed)
             result = found or self._made(trial, seed, common)
             self.trials.append(result)
-            scores = ", ".join(f"{name} {scores['accuracy']:.3f}" for name, scores in result["sets"].items())
-            print(f"seed {seed}: accuracy {scores} ({sum(result['seconds'].values()):.0f} s{', read back' if found else ''})", flush=True)
+            scores = ", ".join(f"{name} {records.score(scores):.3f}" for name, scores in result["sets"].items())
+            metric = records.metric(next(iter(result["sets"].values())))
+            print(f"seed {seed}: {metric} {scores} ({sum(result['seconds'].values()):.0f} s{', read back' if found else ''})", flush=True)
             if cut := result["cut"]["training"]:
                 print(f"seed {seed}: {cut} training texts are longer than max_length and were cut")
             self.answer.show(self)
@@ -132,20 +134,20 @@ class Run:
         return records.write_trial(self.folder, result, self.predicted[seed]) if self.folder else result
 
     def results(self) -> pd.DataFrame:
-        """A line an evaluation set: accuracy, its interval, the yardstick."""
+        """A line an evaluation set: the score, its interval, the yardstick."""
         return summary.results(self.trials)
 
     def breakdown(self) -> pd.DataFrame:
-        """Accuracy in each part that the task file names."""
+        """The score in each part that the task file names."""
         return summary.breakdown(self.trials)
 
     def confusions(self) -> pd.DataFrame:
         """Which label is taken for which, the commonest first."""
-        return mistakes.confusions(self._predictions(), self.task.labels).reset_index(drop=True)
+        return mistakes.confusions(self._predictions(), self.task.labels, self.task.kind).reset_index(drop=True)
 
     def mistakes(self, most: int = 10) -> Styler:
         """The rows that most trials get wrong and are surest of: where wrong labels are found. With whole texts where the task may show them."""
-        table = mistakes.with_texts(mistakes.wrong_rows(self._predictions(), self.task.labels).head(most), self.task)
+        table = mistakes.with_texts(mistakes.wrong_rows(self._predictions(), self.task.labels, self.task.kind).head(most), self.task)
         texts = [column for column in self.task.file.text if column in table]
         shown = table.style.hide(axis="index").format(precision=3, escape="html").set_uuid("mistakes")
         return shown.set_properties(subset=texts, **{"text-align": "left"})
@@ -226,7 +228,7 @@ class Run:
         if self.backbone.trained:
             return sum(map(len, self.backbone.trained[0].branches))
         words = self.task.file.words(p.label_words) if hasattr(p, "label_words") else []
-        return sum(read_behind(self.backbone.tokenizer, words, p.word_score)) if words else 0
+        return sum(behind(self.backbone.tokenizer, self.task.file, words, p.word_score)) if words else 0
 
     def finish(self) -> None:
         """Writes the record and fills in the answer on top; says where the record is, and whether the trials are trials."""
@@ -323,6 +325,7 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     given = {key: values[key] for key in names if key in values} | fixed
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
+    refuse(run.task_file.kind, method, p)
     check_words(p)
     check_method(p)
     rehearse(p)

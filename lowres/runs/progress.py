@@ -179,7 +179,7 @@ class Progress:
             self.time_left.add(run, seconds)
             self.trials_done += 1
             self.remaining[run] = max(0, self.remaining[run] - 1)
-            scores = ", ".join(f"{key} {found['accuracy']:.3f}" for key, found in trial.get("sets", {}).items())
+            scores = ", ".join(f"{key} {records.score(found):.3f}" for key, found in trial.get("sets", {}).items())
             so_far = f"{self.trials_done} of {self.trials} trials, {self.left()} left"
             self.line(f"{run.name} seed {trial['seed']}: {scores} in {seconds:.1f} s ({so_far})")
 

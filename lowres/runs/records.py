@@ -32,6 +32,7 @@ NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint 
 LATER = {"word_score", "uneven", "class_weights", "choose"}  # parameters that trials of before do not have
 APART = ("compare", "compile")  # phases that are no part of a method's cost
 TRAINING = ("choose", "adapt", "teach", "train")  # phases that make the model; the rest is evaluation
+METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1"}  # what scores are called
 SCHEMA_VERSION = 2  # of the record's form
 JOURNAL, PREDICTIONS = "trials", "predictions.parquet"
 RUN_FILES = ("run.ipynb", "parameters.yaml", "record.json")
@@ -89,15 +90,22 @@ def _content(task: TaskFile) -> str:
         for rows in content["evaluation"].values():
             rows["task"] = rows["task"] and _content(read_task(rows["task"]))
         for rows in (content["pool"], *content["evaluation"].values()):
-            if not rows["part"]:  # which older task files do not have
-                del rows["part"]
-        if not content["unlabelled"]:
-            del content["unlabelled"]
+            _without(rows, {"part": "", "where": {}})
+        if content["unlabelled"]:
+            _without(content["unlabelled"], {"where": {}})
+        _without(content, {"unlabelled": None, "kind": "classification", "separator": "|", "questions": {}})
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 
 
 _contents: dict[int, tuple[TaskFile, str]] = {}
+
+
+def _without(content: dict[str, Any], usual: dict[str, Any]) -> None:
+    """Takes out what older task files do not have, where it is as it always was."""
+    for key, value in usual.items():
+        if content[key] == value:
+            del content[key]
 
 
 def write_trial(folder: Path, trial: dict[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
@@ -290,15 +298,27 @@ def seconds_of(trial: dict[str, Any], phases: Iterable[str] = ()) -> float:
     return sum(value for phase, value in trial["seconds"].items() if phase in chosen)
 
 
+def metric(found: dict[str, Any]) -> str:
+    """What a set's answers are scored by first."""
+    return METRICS[found.get("metric", "accuracy")]
+
+
+def score(found: dict[str, Any]) -> float:
+    return found[found.get("metric", "accuracy")]
+
+
 def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
-    """One line a trial and evaluation set: what was measured, and the `labels` given."""
+    """One line a trial and evaluation set: what was measured, and the `labels` given.
+
+    The column `accuracy` has the score, whatever its name in `metric`; where there is no MCC, none is shown."""
     import pandas as pd
 
     lines = []
     for trial in record["trials"]:
         for name, found in trial["sets"].items():
             lines.append({
-                **labels, "seed": trial["seed"], "set": name, **{key: value for key, value in found.items() if key != "by"},
+                **labels, "seed": trial["seed"], "set": name, "mcc": float("nan"), **{key: value for key, value in found.items() if key != "by"},
+                "accuracy": score(found), "metric": metric(found),
                 "seconds": seconds_of(trial), "memory": peak_memory(trial),
                 "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
             })

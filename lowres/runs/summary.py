@@ -32,11 +32,12 @@ def accuracy_interval(values) -> tuple[float, float]:
 
 
 def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A line a group: mean accuracy, macro-F1 and MCC over seeds, each with its 95 % interval, the yardsticks, cost.
+    """A line a group: mean accuracy, macro-F1 and MCC over seeds, each with its 95 % interval, the yardsticks, cost. Where another score stands in
+    accuracy's place, `metric` has its name.
 
     The yardsticks are the constant prediction's accuracy and, where the trials have it, what the untrained model gives.
     """
-    known = [name for name in UNTRAINED if name in trials]
+    known = [name for name in (*UNTRAINED, "exact_match") if name in trials]
 
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
@@ -44,7 +45,8 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         f1_low, f1_high = accuracy_interval(f1)
         mcc_low, mcc_high = np.clip(interval(group["mcc"]), -1, 1)
         return pd.Series({
-            "accuracy": group["accuracy"].mean(), "low": low, "high": high, "constant": group["constant"].mean(), **group[known].mean(),
+            "metric": group["metric"].iloc[0] if "metric" in group else "accuracy", "accuracy": group["accuracy"].mean(), "low": low, "high": high,
+            "constant": group["constant"].mean(), **group[known].mean(),
             "uneven": bool(group["uneven"].eq(True).any()) if "uneven" in group else False, "macro-F1": np.mean(f1), "f1 low": f1_low,
             "f1 high": f1_high, "constant f1": group["constant_macro_f1"].mean() if "constant_macro_f1" in group else np.nan,
             "mcc": group["mcc"].mean(), "mcc low": mcc_low, "mcc high": mcc_high, "trials": len(group), "distinct": group["outcome"].nunique(),
@@ -52,6 +54,12 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         })
 
     return trials.groupby(by, sort=False).apply(one, include_groups=False).reset_index()
+
+
+def score_name(table: pd.DataFrame) -> str:
+    """What the scores of these lines are called: "score" where they are several."""
+    names = table["metric"].unique() if "metric" in table else ["accuracy"]
+    return names[0] if len(names) == 1 else "score"
 
 
 def against_constant(row: pd.Series) -> str:
@@ -82,14 +90,14 @@ def verdict(row: pd.Series) -> str:
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
-    numbers = ["accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "mcc", "mcc low", "mcc high",
-               "one label", "seconds", "trials", "distinct", "rows"]
+    numbers = ["metric", "accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "exact_match", "mcc",
+               "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
     shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     if table["uneven"].any():
         shown["macro-F1, % [95 % interval]"] = [percent(a) + ends(*few) for a, *few in table[["macro-F1", "f1 low", "f1 high"]].to_numpy(float)]
         shown["constant's, %"] = table["constant f1"].map(percent)
-    shown["accuracy, % [95 % interval]"] = [
+    shown[f"{score_name(table)}, % [95 % interval]"] = [
         percent(a) + (ends(low, high) or " [no interval]")
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
     ]
@@ -97,9 +105,12 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     if "untrained" in table and table["untrained"].notna().any():
         shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)
-    shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
-                           for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
-    shown["one label, %"] = table["one label"].map(percent)
+    if "exact_match" in table:  # several labels a row
+        shown["macro-F1, %"], shown["exact match, %"] = table["macro-F1"].map(percent), table["exact_match"].map(percent)
+    if table["mcc"].notna().any():
+        shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+                               for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
+    shown["one label, %" if "exact_match" not in table else "one answer, %"] = table["one label"].map(percent)
     shown["rows"] = table["rows"].astype(int)
     shown["trials (distinct)"] = [f"{int(n)} ({int(d)})" for n, d in zip(table["trials"], table["distinct"])]
     shown["s a trial"] = table["seconds"].map("{:.1f}".format)
@@ -112,7 +123,7 @@ def results(trials: list[dict]) -> pd.DataFrame:
 
 
 def headline(trials: list[dict]) -> list[str]:
-    """The answer of a run, a line an evaluation set: accuracy with its interval, how it stands to the constant answer, trials, time."""
+    """The answer of a run, a line an evaluation set: the score with its interval, how it stands to the constant answer, trials, time."""
     lines = []
     for _, row in summary(records.as_table({"trials": trials}), ["set", "domain"]).iterrows() if trials else ():
         measured, constant = ends(row["low"], row["high"]), f"{100 * row['constant']:.1f}"
@@ -126,14 +137,15 @@ def headline(trials: list[dict]) -> list[str]:
             lines.append(f"{first}, whose labels are uneven: the constant answer has {100 * row['constant f1']:.1f}; "
                          f"accuracy {100 * row['accuracy']:.1f} %{measured}, the constant answer's {constant}, {count}")
             continue
-        lines.append(f"**{100 * row['accuracy']:.1f} %**{measured} on {safe(row['set'])} ({where}), {compared}, {count}")
+        named = "" if row["metric"] == "accuracy" else f"{row['metric']} "
+        lines.append(f"**{named}{100 * row['accuracy']:.1f} %**{measured} on {safe(row['set'])} ({where}), {compared}, {count}")
     return lines
 
 
 def breakdown(trials: list[dict]) -> pd.DataFrame:
-    """Accuracy in each part that the task file names (HANS: heuristic and label), mean over seeds; a line a part."""
+    """The score in each part that the task file names (HANS: heuristic and label), mean over seeds; a line a part."""
     lines = [
-        {"set": name, "part": part, "rows": found["n"], "accuracy, %": 100 * found["accuracy"]}
+        {"set": name, "part": part, "rows": found["n"], f"{records.metric(found)}, %": 100 * records.score(found)}
         for trial in trials for name, scores in trial["sets"].items() for part, found in scores["by"].items()
     ]
     if not lines:

@@ -26,6 +26,8 @@ from lowres.runs.execute import analysis_mark
 from lowres.runs.status import NOTEBOOKS
 from lowres.runs.study import Run, Study, read_study
 from lowres.site.render import TEMPLATES, markdown, notebook_body, read_notebook
+from lowres.tasks.kinds import KINDS
+from lowres.tasks.task_file import read_task
 
 ASSETS = ("site.css", "site.js")
 TABLES = ("analysis.ipynb", "results.csv", "claims.csv", "contrasts.csv")
@@ -53,7 +55,7 @@ class Page:
         """Means over seeds, percent: '71.2 / 63.0', in-domain / out-of-domain; else why there are none."""
         means = []
         for domain in ("in", "out"):
-            found = [scores["accuracy"] for trial in self.trials for scores in trial["sets"].values() if scores["domain"] == domain]
+            found = [records.score(scores) for trial in self.trials for scores in trial["sets"].values() if scores["domain"] == domain]
             means.append(f"{100 * np.mean(found):.1f}" if found else "–")
         return " / ".join(means) if self.trials else "not counted" if self.address else "missing"
 
@@ -72,7 +74,8 @@ def grids(pages: list[Page]) -> list[Grid]:
     for model, task in dict.fromkeys((page.run.parameters.model, page.run.parameters.task) for page in pages):
         here = [page for page in pages if (page.run.parameters.model, page.run.parameters.task) == (model, task)]
         shots = sorted({page.run.parameters.shots for page in here}, key=lambda count: float("inf") if isinstance(count, str) else count)
-        grid = Grid(f"{Path(task).stem}, {model}: accuracy in-domain / out-of-domain, %", shots)
+        metric = KINDS[read_task(task).kind].metric
+        grid = Grid(f"{Path(task).stem}, {model}: {records.METRICS[metric]} in-domain / out-of-domain, %", shots)
         for line in dict.fromkeys(page.line for page in here):
             cells = {page.run.parameters.shots: page for page in here if page.line == line}
             grid.lines.append((line, [cells.get(count) for count in shots]))

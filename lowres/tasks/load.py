@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from lowres.tasks.kinds import Classification, MultiLabel
     from lowres.tasks.task_file import Hub
 
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
+ALL_OTHERS = "*"  # in `relabel`: every value that is not named
 SKEWED = 10  # times as many rows as the rarest label has: from there the commonest one is spoken of
 
 
@@ -75,7 +77,7 @@ def from_hub(hub: Hub) -> pd.DataFrame:
 
 @dataclass
 class Task:
-    """A loaded task. Frames have the text columns, `label` (its index), the break-down columns; the index is the row number."""
+    """A loaded task. Frames have the text columns, `label` (as the task's kind has it), the break-down columns; the index is the row number."""
 
     file: TaskFile
     pool: pd.DataFrame
@@ -96,6 +98,12 @@ class Task:
     def labels(self) -> list[str]:
         return self.file.labels
 
+    @property
+    def kind(self) -> Classification | MultiLabel:
+        from lowres.tasks.kinds import KINDS
+
+        return KINDS[self.file.kind]
+
 
 def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_evaluate: Sequence[str] = ()) -> Task:
     """Reads a task's rows. Raises BadInput for a missing file or column, an unknown label, a label without rows, a wrong checksum.
@@ -115,8 +123,8 @@ def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_eval
             raise BadInput(f"{spec.name}: {set_name}: has no row")
     pool = _rows(spec, "pool", spec.pool, data_dir, task, read)
     task.pool = _cleaned(pool, task)
-    for index, label in enumerate(spec.labels):
-        if not (task.pool["label"] == index).any():
+    for label, count in zip(spec.labels, task.kind.counts(task.pool, len(spec.labels))):
+        if not count:
             raise BadInput(f"{spec.name}: pool: no row of the label {label!r} is there ({task.notes[-1].removeprefix('pool: ')})")
     if spec.unlabelled:
         task.unlabelled = _without_labels(spec, data_dir, task, read)
@@ -189,6 +197,8 @@ def _of_files(spec: TaskFile, set_name: str, source: Source, data_dir: str, task
         part = rows_of(table)
         if source.part:
             part = part.loc[part.index.isin(_of_part(spec, source.part, table, read))]
+        for column, wanted in source.where.items():
+            part = part.loc[part.index.isin(_having(spec, set_name, table, column, wanted))]
         parts.append(part.set_axis(part.index + start))
         start += len(table.frame)
         task.warnings += [note for note in table.notes if note not in task.warnings]
@@ -207,6 +217,14 @@ def _without_labels(spec: TaskFile, data_dir: str, task: Task, read: Callable[..
     kept = ~(rows.apply(lambda column: column.str.strip() == "").any(axis=1) | key.isin(known) | key.duplicated())
     task.notes.append(f"unlabelled: {kept.sum():,} of {len(rows):,} texts; the others are empty, repeats, or in the pool or an evaluation set")
     return rows[kept]
+
+
+def _having(spec: TaskFile, set_name: str, table: Table, column: str, wanted: list[str]) -> pd.Index:
+    """The numbers of the rows with one of these values in that column. Raises BadInput for a value that no row has."""
+    values = table.text(column)
+    if unknown := sorted(set(wanted) - (found := set(values.dropna()))):
+        raise BadInput(f"{spec.name}: {set_name}: where: no row of {table.where} has {unknown[0]!r} in {column!r}{near(unknown[0], found)}")
+    return values.index[values.isin(wanted)]
 
 
 def _of_part(spec: TaskFile, name: str, table: Table, read: Callable[..., Table]) -> np.ndarray:
@@ -250,12 +268,16 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
     texts, values = {name: table.text(column) for name, column in spec.columns.items()}, table.text(spec.label).fillna("")
     names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
     names |= {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
-    if unknown := sorted(set(values) - set(names)):
-        row = int((values == unknown[0]).idxmax())
+    parts = {value: task.kind.parts(value, spec.separator) for value in set(values)}
+    if ALL_OTHERS in names:
+        names = {found: names[ALL_OTHERS] for each in parts.values() for found in each if found.strip()} | names
+    if unknown := sorted({found for each in parts.values() for found in each} - set(names)):
+        row = int(values.map(lambda value: unknown[0] in parts[value]).idxmax())
         if not unknown[0].strip():
             raise BadInput(f"{table.where}: {spec.label}: is empty in {table.place(row)}")
         raise BadInput(f"{table.where}: {spec.label}: {unknown[0]!r} in {table.place(row)} is no label{near(unknown[0], names)}")
-    labels = values.map(names)
+    coded = {value: task.kind.label([names[found] for found in each], spec.labels) for value, each in parts.items()}
+    labels = pd.Series([coded[value] for value in values], index=values.index, dtype=object)
     kept = labels.notna()
     if not kept.all():
         task.notes.append(f"{set_name}: {(~kept).sum():,} of {len(kept):,} rows dropped, their label is not asked for")
@@ -264,10 +286,11 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
         result[name] = column[kept]
         if (empty := result[name].isna() | (result[name].fillna("").str.strip() == "")).any():
             raise BadInput(f"{table.where}: {name}: is empty in {table.place(int(empty.idxmax()))}")
-    result["label"] = labels[kept].map(spec.labels.index).astype(int)
+    result["label"] = labels[kept].astype(object if task.kind.several else int)
     for column in extra:
         # A break-down by the label shows the names; `label` itself stays the index.
-        result[column if column != "label" else "gold"] = labels[kept] if column == "label" else table.text(column)[kept].fillna("")
+        told = labels[kept].map(lambda label: task.kind.written(label, spec.labels)) if column == "label" else table.text(column)[kept].fillna("")
+        result[column if column != "label" else "gold"] = told
     return pd.DataFrame(result)
 
 
@@ -280,9 +303,9 @@ def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:
     key, alike = text_key(pool, text), text_key(pool, text, alike=True)
     evaluated = {found for name in own for found in text_key(task.evaluation[name], text, alike=True)}
     leaked = alike.isin(evaluated)
-    same, labels = key.factorize()[0], pool["label"].to_numpy()
-    pairs = np.unique(same * len(task.labels) + labels)  # of a text and a label
-    conflicting = pd.Series(np.bincount(pairs // len(task.labels))[same] > 1, index=pool.index)
+    same, labels = key.factorize()[0], pool["label"].factorize()[0]
+    pairs = np.unique(same * len(pool) + labels)  # of a text and a label
+    conflicting = pd.Series(np.bincount(pairs // len(pool))[same] > 1, index=pool.index)
     repeated = key.duplicated() & ~conflicting
     dropped = (f"dropped {leaked.sum()} that also stand in an evaluation set, {(conflicting & ~leaked).sum()} repeats whose labels disagree, "
                f"{(repeated & ~leaked).sum()} other repeats")
@@ -301,10 +324,11 @@ def _skewed(task: Task) -> list[str]:
     """What a reader should know of the sets' labels: one that a set lacks, one with a tenth of another's rows."""
     said = []
     for name, rows in {"pool": task.pool, **task.evaluation}.items():
-        counts = rows["label"].value_counts().reindex(range(len(task.labels)), fill_value=0)
-        if lacking := [repr(task.labels[i]) for i in counts.index[counts == 0]]:
-            said.append(f"{name}: no row is of the label {', '.join(lacking)}: a constant answer is right on {counts.max() / counts.sum():.0%}")
+        counts = task.kind.counts(rows, len(task.labels))
+        if lacking := [repr(label) for label, count in zip(task.labels, counts) if not count]:
+            constant = "" if task.kind.several else f": a constant answer is right on {counts.max() / counts.sum():.0%}"
+            said.append(f"{name}: no row is of the label {', '.join(lacking)}{constant}")
         elif counts.max() >= SKEWED * counts.min():
-            rarest, commonest = (repr(task.labels[i]) for i in (counts.idxmin(), counts.idxmax()))
+            rarest, commonest = (repr(task.labels[i]) for i in (counts.argmin(), counts.argmax()))
             said.append(f"{name}: {counts.min()} rows are of the label {rarest}, {counts.max():,} of {commonest}")
     return said

@@ -8,13 +8,12 @@ checksum goes into the record, so that equal trials are seen.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from lowres.files import BadInput
+from lowres.tasks.kinds import kind_of
 
 CLOSE = 0.1  # a mean over n of N rows drawn without replacement spreads sqrt(1 - n / N) times as much as over new ones: 5 % less
 
@@ -38,23 +37,19 @@ class Streams:
 
 
 def draw(pool: pd.DataFrame, shots: int, seed: int, uneven: bool = False) -> pd.DataFrame:
-    """`shots` examples of each label from the pool, alternating labels: a frame of (shots * labels) rows.
+    """`shots` examples of each label from the pool, alternating labels: a frame of (shots * labels) rows. Where rows may have several labels, at
+    least so many of each (`kinds.MultiLabel.drawn`).
 
     Depends on the seed and the pool alone, so every method sees the same examples. Draws are nested: those of 2 shots
     are the first of those of 16. Raises BadInput if a label has too few examples, unless `uneven`: then it gives what it has.
     """
-    stream = Streams(seed).shots
-    drawn = []
-    for label, rows in sorted(pool.groupby("label").indices.items()):
-        if len(rows) < shots and not uneven:
-            raise BadInput(f"shots: {shots} is more than the {len(rows)} examples that the pool has of label {label}")
-        drawn.append(stream.permutation(rows)[:shots])
-    return pool.iloc[[row for each in itertools.zip_longest(*drawn) for row in each if row is not None]]
+    return pool.iloc[kind_of(pool).drawn(pool, shots, Streams(seed).shots, uneven)]
 
 
 def fewest(pool: pd.DataFrame) -> int:
     """Rows of the rarest label."""
-    return int(pool["label"].value_counts().min())
+    counts = kind_of(pool).counts(pool, 1)
+    return int(counts[counts > 0].min())
 
 
 def in_common(rows: int, shots: int | str) -> float:

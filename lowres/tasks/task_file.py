@@ -52,6 +52,7 @@ class Source(BaseModel):
     hub: Hub | None = None
     relabel: dict[str, str | None] = {}  # on top of the task's
     part: str = ""  # of the file's rows, by the task's `split`; empty: all
+    where: dict[str, list[str]] = {}  # of the file's rows, those with one of these values in that column
 
     @property
     def files(self) -> list[str]:
@@ -73,20 +74,23 @@ class TaskFile(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     version: int
     description: str
+    kind: Literal["classification", "multi_label"] = "classification"  # one label a row; or several, or none
     show_rows: bool = False  # whether notebooks may print the texts
     embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
     folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
     split: str = ""  # a .csv with the columns row and part, relative to the task file: which rows of a file are whose
     text: list[str] = Field(min_length=1)
     label: str = "label"
+    separator: str = Field("|", min_length=1)  # multi_label: between the labels of a row
     labels: list[str] = Field(min_length=2)  # in the order of their indices
-    relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop the row
+    relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop it; "*": every value that is not named
     pool: Source
     unlabelled: Source | None = None  # more rows like the pool's, of which only the texts are read
     evaluation: dict[str, EvaluationSet] = Field(min_length=1)
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
-    label_words: dict[str, dict[str, str]] = Field(min_length=1)
+    questions: dict[str, str] = {}  # multi_label: what is asked behind the pattern, a question a label
+    label_words: dict[str, dict[str, str]] = Field(min_length=1)  # a word for each label; of questions for "no" and "yes"
     instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
     @property
@@ -121,8 +125,9 @@ class TaskFile(BaseModel):
         if "plain" not in self.patterns:
             raise ValueError("patterns: one must be called plain, the text with nothing added")
         for name, words in self.label_words.items():
-            if set(words) != set(self.labels):
-                raise ValueError(f"label_words.{name}: a word for each of {self.labels} is wanted, not {words}")
+            if set(words) != set(self.answers):
+                raise ValueError(f"label_words.{name}: a word for each of {self.answers} is wanted, not {words}")
+        self._asks_for_each_label()
         for label in fields(self.instruction):
             if label not in self.labels:
                 raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
@@ -133,14 +138,39 @@ class TaskFile(BaseModel):
                     raise ValueError(f"{where}relabel: {value!r} becomes {label!r}, which is no label{near(label, self.labels)}")
         return self
 
+    @property
+    def answers(self) -> list[str]:
+        """What label words stand for."""
+        return ["no", "yes"] if self.kind == "multi_label" else self.labels
+
+    @property
+    def asked(self) -> list[str]:
+        """A question for each of `labels`, in their order."""
+        return [self.questions[label] for label in self.labels]
+
+    def _asks_for_each_label(self) -> None:
+        if self.kind == "classification":
+            for key in ("questions", "separator"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: goes with kind: multi_label")
+            return
+        for label in self.labels:
+            if "|" in label or self.separator in label:  # bars stand between labels where they are written
+                raise ValueError(f"labels: {label!r} contains what stands between labels")
+            if not self.questions.get(label, "").strip():
+                raise ValueError(f"questions: there is none for the label {label!r}")
+        for label in self.questions:
+            if label not in self.labels:
+                raise ValueError(f"questions: {label!r} is no label{near(label, self.labels)}")
+
     def pattern(self, name: str) -> str:
         """The pattern of that name; the first if the name is empty."""
         return self._named("patterns", name)
 
     def words(self, name: str) -> list[str]:
-        """A word for each of `labels`, in their order: the label words of that name; the first if it is empty."""
+        """A word for each of `answers`, in their order: the label words of that name; the first if it is empty."""
         words = self._named("label_words", name)
-        return [words[label] for label in self.labels]
+        return [words[answer] for answer in self.answers]
 
     def _named(self, key: Literal["patterns", "label_words"], name: str) -> Any:
         choices = getattr(self, key)
@@ -186,6 +216,8 @@ def extended_task(name: str, also_evaluate: tuple[str, ...]) -> TaskFile:
             raise BadInput(f"{spec.name}: also_evaluate: {asked!r} is the task itself")
         if [read_task(one).name for one in also_evaluate].count(other.name) > 1:
             raise BadInput(f"{spec.name}: also_evaluate: two tasks are called {other.name!r}")
+        if other.kind != spec.kind:
+            raise BadInput(f"{spec.name}: also_evaluate: {other.name!r} is a task of kind {other.kind}, not {spec.kind}")
         if (len(other.labels), len(other.text)) != (len(spec.labels), len(spec.text)):
             raise BadInput(
                 f"{spec.name}: also_evaluate: {other.name!r} has {len(other.labels)} labels and {len(other.text)} text columns, "
