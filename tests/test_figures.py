@@ -274,6 +274,15 @@ def test_a_long_variants_name_is_whole_within_its_figure_and_on_no_panel(tmp_pat
         assert {f"{method} {long}" for method in trials["method"]} <= set(names)
 
 
+def test_no_panels_title_runs_into_the_next(tmp_path):
+    models = ("facebook/opt-125m", "facebook/opt-350m")
+    found = collect.collect(*filled(tmp_path, tasks=(GRAMMAR,), shots=(2,), seeds=range(2), models=models, methods=[{"method": "pbft"}]))
+    [drawn] = study_figures.training_figures(found)
+    drawn.figure.draw_without_rendering()
+    left, right = (axes.title.get_window_extent() for axes in drawn.figure.axes)
+    assert left.x1 <= right.x0
+
+
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
     by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
     other = collect.collect(*filled(tmp_path, tasks=(GRAMMAR, "mnli"), shots=(2,), seeds=range(2))).trials

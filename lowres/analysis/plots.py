@@ -100,7 +100,9 @@ def facets(table: pd.DataFrame, looks: dict[str, dict], across: int = 2, width: 
     given = {key: [look.get(key) for look in looks.values()] for key in dict.fromkeys(key for look in looks.values() for key in look)}
     grid = sns.FacetGrid(table, col="panel", col_wrap=min(across, table["panel"].nunique()), height=height, aspect=width / height, sharex=share,
                          sharey=share, hue="line", hue_order=list(looks), palette=given.pop("color"), hue_kws=given)
-    return grid.set_titles("{col_name}", size="medium")
+    for panel, axes in grid.axes_dict.items():
+        axes.set_title(textwrap.fill(panel, int(width / 0.085)), size="medium")  # a task may be a path: no title runs into the next
+    return grid
 
 
 def means(grid: FacetGrid, x: str, y: str, **how) -> FacetGrid:
@@ -113,7 +115,7 @@ def means(grid: FacetGrid, x: str, y: str, **how) -> FacetGrid:
 def against(table: pd.DataFrame, looks: dict[str, dict], x: str, y: str = "accuracy", across: int = 2) -> FacetGrid:
     """Lines against shots or rates; a little beside one another, so that bars do not hide each other."""
     places = places_of(table[x])
-    aside = {name: 2 ** (min(0.2, 1 / len(looks)) * (i - (len(looks) - 1) / 2)) for i, name in enumerate(looks)}
+    aside = {name: 2 ** (min(0.12, 0.9 / len(looks)) * (i - (len(looks) - 1) / 2)) for i, name in enumerate(looks)}
     grid = means(facets(table.assign(at=table[x].map(places).astype(float) * table["line"].map(aside)), looks, across), "at", y)
     for axes in grid.axes.flat:
         axes.set_xscale("log", base=2)
