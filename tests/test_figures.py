@@ -39,7 +39,7 @@ def test_all_are_drawn_and_say_what_they_show(found, tmp_path):
 
 
 def test_accuracies_stand_beside_the_untrained_model_and_no_bar_leaves_what_an_accuracy_can_be(tmp_path):
-    trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2))).trials
+    trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2))).trials
     trials["accuracy"] = trials["seed"].map({0: 0.2, 1: 0.9})  # Student's t: -4 to 5
     for axes in plots.accuracy_against_shots(trials)[0].figure.axes:
         lines = {line.get_label(): line.get_ydata()[0] for line in axes.get_lines()}
@@ -57,14 +57,16 @@ def test_nothing_is_drawn_of_nothing():
 
 
 def test_a_method_has_one_colour_and_a_marker_of_its_own(found):
-    looks = plots.styles(found.trials)
-    assert all(look["color"] == plots.COLOURS[method] and look["marker"] == plots.MARKERS[method] for (method, _), look in looks.items())
+    lines = plots.named(found.trials)
+    looks = plots.styles(lines["line"])
+    assert all(looks[line]["color"] == plots.COLOURS[method] and looks[line]["marker"] == plots.MARKERS[method]
+               for line, method in zip(lines["line"], lines["method"]))
     assert len(set(plots.MARKERS.values())) == len(plots.METHODS) == len(set(plots.COLOURS.values()))
 
 
 def test_four_variants_of_a_method_are_told_apart_without_their_lines(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": [1, 8, 64, 128]}}]
-    looks = plots.styles(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    looks = plots.styles(plots.named(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)["line"])
     assert len(looks) == 4 == len({look["fillstyle"] for look in looks.values()})
 
 
@@ -158,7 +160,8 @@ def test_parts_of_one_label_are_held_against_guessing_not_against_a_constant_ans
     assert [list(line.get_xdata()) for line in dotted] == [[50, 50]] and dotted[0].get_label() == "guessing"
     mixed = study_figures.parts_figures(parts.assign(constant=0.7))[0].figure
     dotted = [line for line in mixed.axes[0].get_lines() if line.get_linestyle() == ":"]
-    assert {line.get_xdata()[0] for line in dotted} == {70} and [line.get_label()[0] != "_" for line in dotted].count(True) == 1
+    assert {line.get_xdata()[0] for line in dotted} == {70} and len(dotted) == parts["part"].nunique()
+    assert [text.get_text() for text in mixed.legends[0].get_texts()].count("constant prediction") == 1
 
 
 def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_path):
@@ -171,9 +174,15 @@ def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_
     assert highest < 69.3 + 10, "the classifier's are no part of it"
 
 
+def ranks_of(drawn) -> dict[str, list]:
+    """By a rank's name, the accuracies of its line in each panel."""
+    lines = [line for axes in drawn.figure.axes for line in axes.get_lines() if "rank" in line.get_label()]
+    return {name: [line.get_ydata() for line in lines if line.get_label() == name] for name in {line.get_label() for line in lines}}
+
+
 def averaged_at(drawn) -> list[int]:
     """How many points the mean over ranks has, by panel."""
-    return [len(bar.lines[0].get_xdata()) for axes in drawn.figure.axes for bar in axes.containers if bar.get_label() == "mean over ranks"]
+    return [len(line) for line in ranks_of(drawn).get("mean over ranks", [])]
 
 
 def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path):
@@ -195,8 +204,7 @@ def test_ranks_are_not_averaged_where_one_lacks_a_seed_of_the_others(tmp_path):
 def test_ranks_without_a_seed_in_common_are_drawn_each_and_not_averaged(tmp_path):
     lora = [{"method": "lora", "set": {"seeds": [0, 1]}}, {"method": "lora", "set": {"rank": 64, "seeds": [2, 3]}}]
     [drawn, *_] = paper_figures.lora_by_rank(collect.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
-    labels = {bar.get_label() for axes in drawn.figure.axes for bar in axes.containers}
-    assert labels == {"rank 8", "rank 64"} and "averaged" not in drawn.alt
+    assert set(ranks_of(drawn)) == {"rank 8", "rank 64"} and "averaged" not in drawn.alt
 
 
 def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
@@ -217,7 +225,7 @@ def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
              *study_figures.training_figures(found), *study_figures.cost_figures(found.trials)]
     said = [one.alt for one in every]
     assert len(said) == 6 and all("Without results at that count: lora rank=1." in alt for alt in said)
-    titles = [one.figure.get_suptitle() for one in every if one.name != "training"]
+    titles = [" ".join(one.figure.get_suptitle().split()) for one in every if one.name != "training"]
     assert all("Without results at that count: lora rank=1." in title for title in titles)
     whole = found.trials[found.trials["method"] != "lora"]
     assert not any("Without" in one.alt for one in study_figures.cost_figures(whole))
@@ -244,25 +252,35 @@ def test_ranks_of_other_adapters_rates_and_fidelities_are_no_part_of_figure_5(tm
     own = read_study(make_study(tmp_path, shots=(2,), seeds=range(3), methods=lora), outputs=str(tmp_path / "outputs")).runs[0].parameters
     trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(3), methods=lora, effect=effect, spread=0.1)).trials
     [drawn] = paper_figures.lora_by_rank(trials)
-    points = [bar.lines[0].get_ydata() for bar in drawn.figure.axes[0].containers]
-    assert len(points) == 1 and points[0] == pytest.approx([74.3], abs=0.5), "constant 69.3 and 5 points"
+    [[points, _]] = ranks_of(drawn).values()  # in domain and out of domain
+    assert points == pytest.approx([74.3], abs=0.5), "constant 69.3 and 5 points"
 
 
 def test_all_ten_lines_of_a_method_look_different(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": list(range(1, 11))}}]
-    looks = plots.styles(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)
+    looks = plots.styles(plots.named(collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), methods=lora)).trials)["line"])
     assert len({(str(look["linestyle"]), look["fillstyle"]) for look in looks.values()}) == 10
 
 
-def test_a_long_variants_name_stays_within_its_panel(tmp_path):
+def test_a_long_variants_name_is_whole_within_its_figure_and_on_no_panel(tmp_path):
     trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3))).trials
     long = "fidelity=as_coded,adapt=layers,head=classifier,layer_decay=1"
-    for one in paper_figures.in_against_out(trials.assign(variant=long), True):
+    for one in [*paper_figures.in_against_out(trials.assign(variant=long), True), *plots.accuracy_against_shots(trials.assign(variant=long))]:
         one.figure.draw_without_rendering()
-        for axes in one.figure.axes:
-            legend, panel = axes.get_legend().get_window_extent(), axes.get_window_extent()
-            assert panel.x0 <= legend.x0 and legend.x1 <= panel.x1
-            assert long in "".join(text.get_text().replace("\n", "") for text in axes.get_legend().get_texts())
+        legend, whole = one.figure.legends[0].get_window_extent(), one.figure.bbox
+        assert max(axes.get_window_extent().x1 for axes in one.figure.axes) <= legend.x0
+        assert (legend.x1 <= whole.x1 and whole.y0 <= legend.y0 and legend.y1 <= whole.y1)
+        names = [text.get_text().replace("\n", "") for text in one.figure.legends[0].get_texts()]
+        assert {f"{method} {long}" for method in trials["method"]} <= set(names)
+
+
+def test_no_panels_title_runs_into_the_next(tmp_path):
+    models = ("facebook/opt-125m", "facebook/opt-350m")
+    found = collect.collect(*filled(tmp_path, tasks=(GRAMMAR,), shots=(2,), seeds=range(2), models=models, methods=[{"method": "pbft"}]))
+    [drawn] = study_figures.training_figures(found)
+    drawn.figure.draw_without_rendering()
+    left, right = (axes.title.get_window_extent() for axes in drawn.figure.axes)
+    assert left.x1 <= right.x0
 
 
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):

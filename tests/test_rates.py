@@ -153,7 +153,8 @@ def test_over_three_tasks_methods_stand_at_the_rate_that_the_other_tasks_give(ov
 def test_profiles_say_which_share_of_the_runs_gains_so_much(over_three):
     points = rates.by_task(over_three)
     drawn, = plots.profiles(points)
-    lines = dict(zip([text.get_text() for text in drawn.figure.legends[0].get_texts()], drawn.figure.axes[0].lines[2::-1]))
+    lines = {line.get_label(): line for line in drawn.figure.axes[0].get_lines()}
+    assert {*points, "constant prediction"} == set(lines) == {text.get_text() for text in drawn.figure.legends[0].get_texts()}
     x, y = lines["vanilla"].get_data()
     bar = np.median(points["vanilla"]) + 1e-6
     assert y[np.searchsorted(x, bar) - 1] == pytest.approx((points["vanilla"] >= bar).mean(), abs=1e-9)

@@ -217,10 +217,13 @@ class Picture:
     alt: str
 
 
+DOTS = 72  # an inch: places are sought at the size at which letters are shown, as they do not shrink evenly
+
+
 def theme() -> None:
     import seaborn as sns  # with matplotlib it takes 1 s, which no first trial has to wait for
 
-    looks = {"figure.dpi": 100, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
+    looks = {"figure.dpi": DOTS, "axes.titlesize": "medium", "legend.frameon": False, "svg.hashsalt": "lowres"}
     sns.set_theme(context="notebook", style="whitegrid", rc=looks)
 
 
@@ -252,7 +255,7 @@ def show(drawn: Picture, folder: Path | None = None) -> None:
     buffer = io.BytesIO()
     drawn.figure.draw_without_rendering()
     drawn.figure.set_layout_engine("none")  # its places are found now: each format would seek them anew, twice
-    drawn.figure.savefig(buffer, format="png", dpi=72, metadata={"Software": None})
+    drawn.figure.savefig(buffer, format="png", dpi=DOTS, metadata={"Software": None})
     picture = few_colours(buffer)
     if folder and folder.is_dir():
         vectors = io.BytesIO()
