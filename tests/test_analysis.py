@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from stand_ins import by_papermill
 from synthetic import METHODS, fill, filled, make_study
 from toys import GRAMMAR
 
@@ -38,10 +39,7 @@ def text_of(notebook) -> str:
 @pytest.fixture
 def executed(tmp_path):
     def run(study, outputs, **parameters):
-        import papermill
-
-        asked = {"study": study, "outputs": outputs, **parameters}
-        return papermill.execute_notebook(ROOT / "notebooks" / "analysis.ipynb", tmp_path / "out.ipynb", asked, progress_bar=False, cwd=str(ROOT))
+        return by_papermill("analysis", tmp_path / "out.ipynb", {"study": study, "outputs": outputs, **parameters})
     return run
 
 

@@ -4,9 +4,9 @@ import math
 
 import nbformat
 import numpy as np
-import papermill
 import pytest
 from ipywidgets import HTML, Text
+from stand_ins import by_papermill
 from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
@@ -103,8 +103,7 @@ def test_its_cells_can_be_run_again_and_a_fault_is_told_by_its_own_name(tiny_lla
 
 def test_the_notebook_runs_top_to_bottom(tiny_llama, tmp_path):
     out = tmp_path / "explore.ipynb"
-    papermill.execute_notebook(ROOT / "notebooks" / "explore.ipynb", out, {"model": tiny_llama, "shots": 2}, progress_bar=False,
-                               kernel_name="python3", cwd=str(ROOT))
+    by_papermill("explore", out, {"model": tiny_llama, "shots": 2})
     outputs = [output for cell in nbformat.read(out, as_version=4).cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)

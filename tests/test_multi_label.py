@@ -13,11 +13,13 @@ from conftest import backbone_of, word_ids
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
+from synthetic import fill, make_study
 from test_notebooks import execute
 from toys import GRAMMAR, REQUESTS
 from transformers import AutoModelForSequenceClassification
 
-from lowres.analysis.collect import rows_right
+from lowres.analysis import answer
+from lowres.analysis.collect import collect, rows_right
 from lowres.files import ROOT, BadInput
 from lowres.methods import baselines
 from lowres.methods.evaluation import evaluated, predict, predictions
@@ -28,12 +30,14 @@ from lowres.models.heads import Classifier, Questions, Verbalizer, tokens_after_
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, Vanilla, validated
 from lowres.runs import mistakes, records
 from lowres.runs.checks import check_parameters, check_words
+from lowres.runs.study import read_study
 from lowres.runs.summary import headline, results
 from lowres.tasks.kinds import KINDS, micro_f1, refuse
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw, fewest
 from lowres.tasks.task_file import extended_task, read_task
 
+pytestmark = pytest.mark.usefixtures("forking")
 KIND = KINDS["multi_label"]
 
 
@@ -307,3 +311,14 @@ def test_nlu_plus_plus_is_read_where_it_is_at_hand():
     assert fewest(task.pool) >= 16 and KIND.counts(task.evaluation["hotels"], 12).min() > 0
 
 
+
+
+def test_the_answer_and_the_advice_call_a_score_by_its_name(tmp_path):
+    path = make_study(tmp_path, shots=(16,), seeds=range(6), methods=[{"method": "vanilla"}, {"method": "pbft"}])
+    fill(read_study(path, outputs=str(tmp_path / "outputs")), lambda run, domain: 10.0, 0.3)
+    trials = collect(path, str(tmp_path / "outputs")).trials.assign(metric="micro-F1")
+    table, said = answer.answer_table(trials)
+    assert list(table)[1:3] == ["cola: in_domain (micro-F1)", "cola: out_of_domain (micro-F1)"] and "Of F1: for new draws alone" in said
+    (title, _, _), = answer.at_a_glance(trials)
+    assert title.startswith("cola (micro-F1), 16 examples per class")
+    assert "in-domain and out-of-domain micro-F1" in answer.advise(trials, answer.Budget())

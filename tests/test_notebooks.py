@@ -8,6 +8,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from stand_ins import by_papermill
 from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
@@ -20,10 +21,7 @@ GOLDEN = Path(__file__).parent / "golden.json"
 
 
 def execute(method: str, output: Path, parameters: dict) -> nbformat.NotebookNode:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return papermill.execute_notebook(
-        ROOT / "notebooks" / f"{method}.ipynb", output, {"task": GRAMMAR, **parameters}, progress_bar=False, kernel_name="python3", cwd=str(ROOT)
-    )
+    return by_papermill(method, output, {"task": GRAMMAR, **parameters})
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +71,12 @@ def test_what_is_read_besides_counts_among_a_trials_operations(executed, method)
 
 
 @pytest.mark.parametrize("method", ["pbft"])
-def test_plain_papermill_over_the_kept_parameters_repeats_every_prediction(executed, tmp_path, method):
+def test_plain_papermill_over_the_kept_parameters_repeats_every_prediction(executed, tmp_path, method, monkeypatch):
     first = executed(method)
-    parameters = yaml.safe_load((first / "parameters.yaml").read_text())
-    execute(method, tmp_path / "run.ipynb", parameters | {"output_dir": str(tmp_path)})
+    parameters = yaml.safe_load((first / "parameters.yaml").read_text()) | {"output_dir": str(tmp_path)}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    papermill.execute_notebook(ROOT / "notebooks" / f"{method}.ipynb", tmp_path / "run.ipynb", parameters, progress_bar=False,
+                               kernel_name="python3", cwd=str(ROOT))
     assert records.read_predictions(tmp_path).equals(records.read_predictions(first))
 
     def lasting(folder: Path) -> list[dict]:

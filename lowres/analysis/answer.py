@@ -18,7 +18,7 @@ from lowres.analysis.statistics import SEEDS_FOR_A_VERDICT, crossed_interval
 from lowres.analysis.tables import NOTHING, at_most_shots, most_shots, of_machines
 from lowres.files import BadInput, safe
 from lowres.runs.study import Run, Study
-from lowres.runs.summary import accuracy_interval, ends, interval
+from lowres.runs.summary import accuracy_interval, ends, interval, score_name
 
 MOST_LINES = 10  # of a table that a person reads
 TFIDF = ("baselines", "classifier=tfidf")
@@ -31,9 +31,11 @@ def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
     """What the answer is about: the study's main runs, of one model, the one with the most results.
 
     Of a set whose labels are uneven, macro-F1 stands where accuracy stands for others, and its name says so: there accuracy tells of the
-    commonest label alone.
+    commonest label alone. So do the names of sets whose kind has another score.
     """
     part = main_runs(trials)
+    if "metric" in part:
+        part = part.assign(set=part["set"] + part["metric"].map(lambda name: "" if name == "accuracy" else f" ({name})"))
     part = part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
     if "uneven" not in part or not part["uneven"].eq(True).any():
         return part
@@ -65,7 +67,7 @@ def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     seconds = _seconds(part)
     rows += [[_line_name(key), *lines[key], seconds[key]] for key in best]
     said = [f"{safe(model)}, {shots} examples per class. In brackets: 95 % intervals for new draws of the examples and new rows.",
-            "Of macro-F1: for new draws alone. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
+            "Of F1: for new draws alone. ↑: above the constant answer and the untrained model.", absent, of_machines(part)]
     if len(order) > len(best):
         said.append(f"Not among the best {len(best)}, and in the results below: {len(order) - len(best)}.")
     return pd.DataFrame(rows, columns=["", *sets.values(), "s a trial"]), " ".join(filter(None, said))
@@ -83,7 +85,7 @@ def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     for task, whole in lines.groupby("task", sort=False):
         part, absent = at_most_shots(whole)
         table, said = _glance(part)
-        measure = MACRO_F1 if part["set"].str.endswith(MACRO_F1).any() else ""
+        measure = next((name for name in (MACRO_F1, f" ({score_name(part)})") if part["set"].str.endswith(name).any()), "")
         found.append((f"{task}{measure}, {most_shots(part)} examples per class, {part['model'].iloc[0]}", table, f"{said} {absent}".strip()))
     return found
 
@@ -235,7 +237,7 @@ def advise(trials: pd.DataFrame, budget: Budget) -> str:
         return "There are no results to give advice from yet."
     lines = []
     both = budget.out_of_domain_matters and trials["domain"].nunique() > 1
-    score = "mean of in-domain and out-of-domain accuracy" if both else "in-domain accuracy"
+    score = f"mean of in-domain and out-of-domain {score_name(trials)}" if both else f"in-domain {score_name(trials)}"
     limits = ((budget.labels_per_class, "labels a class"), (budget.memory_gb, "GB"), (budget.seconds, "s a trial"))
     said = [f"{value:g} {unit}" for value, unit in limits if value]
     lines.append(f"Budget: {', '.join(said) if said else 'no limit'}. Best means the highest {score}.")

@@ -95,7 +95,7 @@ def by_rule(trials: pd.DataFrame) -> pd.DataFrame:
 def _averaged(listed: pd.DataFrame) -> pd.DataFrame:
     """What the mean of the rates' label probabilities answers, for the seeds that all rates have."""
     tables = [records.read_predictions(Path(folder)) for folder in listed["folder"].unique()]
-    if not all(len(table) for table in tables):
+    if not all(len(table) and table["label"].dtype.kind == "i" for table in tables):  # of several labels a row each is answered by itself
         return listed.head(0)
     columns = [column for column in tables[0] if column.startswith("logit_")]
     keys = ["trial", "set", "row", "label"]
