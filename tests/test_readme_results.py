@@ -10,6 +10,8 @@ import pytest
 from numpy import mean
 from scipy import stats
 
+from lowres.analysis import rates
+from lowres.analysis.collect import collect
 from lowres.files import ROOT
 from lowres.runs.records import peak_memory, read_predictions, read_record, seconds_of
 from lowres.runs.study import read_study, select
@@ -18,10 +20,10 @@ FRONT, RESULTS = ((ROOT / page).read_text().replace("\u00a0", " ") for page in (
 STUDIES = {"real_cpu": 8, "real_cpu_as_coded": 6, "learning_rate": 4}  # its seeds, where a row does not say otherwise
 YARDSTICKS = ["*constant answer*", "*untrained model*"]
 FRONT_LINES = {
-    "in-context learning": "method=in_context", "vanilla": "method=vanilla,learning_rate=5e-5",
-    "pattern-based (PBFT)": "method=pbft,learning_rate=5e-5", "LoRA": "method=lora,learning_rate=1e-3",
-    "adaptive: top layers": "method=adaptive,learning_rate=5e-5", "context distillation": "method=distillation",
-    "linear probe": "method=baselines,classifier=probe", "TF-IDF": "method=baselines,classifier=tfidf",
+    "in-context learning": "task=sentiment,method=in_context", "vanilla": "task=sentiment,method=vanilla,learning_rate=5e-5",
+    "pattern-based (PBFT)": "task=sentiment,method=pbft,learning_rate=5e-5", "LoRA": "task=sentiment,method=lora,learning_rate=1e-3",
+    "adaptive: top layers": "task=sentiment,method=adaptive,learning_rate=5e-5", "context distillation": "task=sentiment,method=distillation",
+    "linear probe": "task=sentiment,method=baselines,classifier=probe", "TF-IDF": "task=sentiment,method=baselines,classifier=tfidf",
 }
 SETS = ("films", "products", "tweets", "news")
 
@@ -216,7 +218,7 @@ def test_the_front_pages_table_is_what_the_trials_give():
     body = [cells_of(line) for line in FRONT.split("| 16 examples per class |")[1].splitlines()[2:12]]
     assert [cells[0] for cells in body] == [*YARDSTICKS, *FRONT_LINES]
     study = read_study("rates")
-    frozen = trials_of("rates", "method=in_context")[0]["also"]["zero-shot"]["sets"]
+    frozen = trials_of("rates", "task=sentiment,method=in_context")[0]["also"]["zero-shot"]["sets"]
     for name, *told, memory in body:
         for text, place in zip(told, SETS, strict=True):
             constant, before = frozen[place]["constant"], frozen[place]["accuracy"]
@@ -252,16 +254,44 @@ def test_the_rates_table_is_what_the_trials_give():
                 assert len(each) == 6 and line[f"{place}, {which}"] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, which)
 
 
+@cache
+def by_rule():
+    found = collect("rates", str(ROOT / "outputs")).trials
+    return rates.regret_table(rates.by_rule(found)).set_index("method"), rates.verdicts_by_rule(found, 2.0)
+
+
+def test_the_tables_of_rules_are_what_the_analysis_finds():
+    regret, verdicts = by_rule()
+    table = table_of("rule, mean accuracy over both tasks")
+    for line, rule in zip(table, ("first", "other tasks", "mean", "hindsight"), strict=True):
+        told = [line[name] for name in ("PBFT", "LoRA", "top layers", "vanilla")]
+        assert told == [regret.loc[method, rule].split()[0] for method in ("pbft", "lora", "adaptive", "vanilla")], rule
+    lost = {rule: sum(float(regret.loc[method, rule].split()[0]) for method in regret.index) for rule in ("first", "other tasks", "mean")}
+    assert max(lost, key=lost.get) == "mean"
+    claims = table_of("claim, verdict with each method at the rate of")
+    assert len(claims) == 7
+    for claim, line in enumerate(claims):
+        assert list(line.values())[1:] == [verdicts[rule][claim].verdict for rule in ("first", "other tasks", "hindsight")], claim
+    assert sum(len(set(list(line.values())[1:])) == 1 and list(line.values())[1] != "undecided" for line in claims) == 1
+
+
+def test_from_16_examples_of_cola_no_method_comes_near_the_constant_answer():
+    for run in select(read_study("rates"), "task=cola").runs:
+        for name in ("in_domain", "out_of_domain"):
+            each = [one["sets"][name]["accuracy"] for one in trials([run])]
+            assert len(each) == 6 and mean(each) + half_interval(each) < trials([run])[0]["sets"][name]["constant"] == 0.69, (run.name, name)
+
+
 def test_a_pattern_is_above_every_yardstick_at_each_rate_and_what_trains_well_holds_elsewhere():
-    frozen = trials_of("rates", "method=in_context")[0]["also"]["zero-shot"]["sets"]
-    for run in select(read_study("rates"), "method=pbft").runs:
+    frozen = trials_of("rates", "task=sentiment,method=in_context")[0]["also"]["zero-shot"]["sets"]
+    for run in select(read_study("rates"), "task=sentiment,method=pbft").runs:
         for place in SETS:
             each = [one["sets"][place]["accuracy"] for one in trials([run])]
-            others = [mean([one["sets"][place]["accuracy"] for one in trials_of("rates", f"method=baselines,classifier={name}")])
+            others = [mean([one["sets"][place]["accuracy"] for one in trials_of("rates", f"task=sentiment,method=baselines,classifier={name}")])
                       for name in ("probe", "tfidf")]
             assert mean(each) > max(frozen[place]["constant"], frozen[place]["accuracy"], *others), (run.name, place)
     for method in ("pbft", "lora", "adaptive"):
-        for run in select(read_study("rates"), f"method={method}").runs:
+        for run in select(read_study("rates"), f"task=sentiment,method={method}").runs:
             found = {name: mean([one["sets"][name]["accuracy"] for one in trials([run])]) for name in SETS}
             assert mean([found[name] for name in SETS[1:]]) > found["films"], run.name
 
