@@ -100,9 +100,7 @@ def facets(table: pd.DataFrame, looks: dict[str, dict], across: int = 2, width: 
     given = {key: [look.get(key) for look in looks.values()] for key in dict.fromkeys(key for look in looks.values() for key in look)}
     grid = sns.FacetGrid(table, col="panel", col_wrap=min(across, table["panel"].nunique()), height=height, aspect=width / height, sharex=share,
                          sharey=share, hue="line", hue_order=list(looks), palette=given.pop("color"), hue_kws=given)
-    for panel, axes in grid.axes_dict.items():
-        axes.set_title(textwrap.fill(panel, int(width / 0.085)), size="medium")  # a task may be a path: no title runs into the next
-    return grid
+    return grid.set_titles("{col_name}", size="medium")
 
 
 def means(grid: FacetGrid, x: str, y: str, **how) -> FacetGrid:
@@ -172,8 +170,18 @@ def finished(grid: FacetGrid, name: str, title: str, alt: str) -> Picture:
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, max(height + 0.22 * len(title), grid.legend.get_window_extent().height / figure.dpi + 0.2))
     figure.set_layout_engine("constrained")
+    _titles_kept_apart(grid)
     plt.close(figure)
     return Picture(figure, name, alt)
+
+
+def _titles_kept_apart(grid: FacetGrid) -> None:
+    """Breaks a panel's title that is wider than the panel: a task may be a path, and long names of rows may leave a panel half of its width."""
+    grid.figure.draw_without_rendering()
+    for axes in grid.axes.flat:
+        room = axes.get_window_extent().width / max(axes.title.get_window_extent().width, 1)
+        if room < 1:
+            axes.set_title(textwrap.fill(axes.get_title(), int(room * len(axes.get_title()))), size="medium")
 
 
 def answer(lines: pd.DataFrame) -> list[Picture]:
