@@ -37,6 +37,35 @@ def split_revision(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
+def unfetched(what: str, kind: str, name: str, error: Exception) -> BadInput:
+    """Why the hub's `kind` ('model', 'dataset') was not fetched, as one sentence. Its clients wrap and drop the cause, so the hub itself is asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
+
+    repository, revision = split_revision(name)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    try:
+        HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=10)
+    except RevisionNotFoundError:
+        reason = "the hub has no such revision of it (404)"
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set, and there is no copy of it here"
+    except ValueError as told:  # no hub's name
+        reason = " ".join(str(told).split())
+    except Exception as told:
+        status = getattr(getattr(told, "response", None), "status_code", None)
+        reason = _said(status) if status else f"the hub cannot be reached ({type(told).__name__}), and there is no copy of it here"
+    return BadInput(f"{what}: {name!r} could not be fetched from the hub: {reason}")
+
+
+def _said(status: int) -> str:
+    """What an answer of the hub's means to a reader."""
+    known = {401: "asks for a login (401): nothing of that name is there, or it is private", 403: "gives no access (403): its page says how to ask",
+             404: "does not have it (404)", 429: "has been asked too often (429): try again in some minutes"}
+    return f"the hub {known.get(status, f'is out of order ({status}): try again later' if status >= 500 else f'refuses ({status})')}"
+
+
 def identity(name: str) -> str | None:
     """What a model's weights are known by; None for a folder that is not at hand.
 
