@@ -76,6 +76,7 @@ def test_a_part_of_the_papers_study_runs_over_the_hub(first, study):
     hub, ended, home, _ = first
     assert ended.returncode == 0, ended.stdout + ended.stderr
     runs = select(read_study(study, outputs=str(home / "outputs")), "method=vanilla,shots=2").runs
+    assert not [run.name for run in runs if "it/s" in (run.folder / "run.ipynb").read_text()], "a notebook keeps a download's bar"
     sets = [set(read_json(run.folder / "record.json")["trials"][0]["sets"]) for run in runs]
     assert sets == [{"in_domain", "out_of_domain"}, {"matched", "hans"}] * 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,14 @@ def split_revision(name: str) -> tuple[str, str | None]:
     """'facebook/opt-125m@27dcfa7' -> ('facebook/opt-125m', '27dcfa7')."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
+
+
+def without_bars() -> None:
+    """Downloads draw bars on a terminal alone: a notebook that is executed would keep them."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def unfetched(what: str, kind: str, name: str, error: Exception) -> BadInput:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from lowres.files import BadInput, from_package_index, located, shown, whole_folder
-from lowres.models.identity import PREPARED, split_revision, unfetched, weights_files
+from lowres.models.identity import PREPARED, split_revision, unfetched, weights_files, without_bars
 
 
 def resolve(name: str, weights: bool = True) -> Path:
@@ -49,6 +49,7 @@ def _fetched(name: str, *more: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, revision = split_revision(name)
+    without_bars()
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", *more]))
     except Exception as error:  # the hub's client raises a dozen kinds; the reader needs the name and the reason

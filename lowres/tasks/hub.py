@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowres.files import BadInput
-from lowres.models.identity import unfetched
+from lowres.models.identity import unfetched, without_bars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +35,14 @@ def from_hub(hub: Hub) -> pd.DataFrame:
 def _fetched(hub: Hub):
     """What reads a data set, all of which is at hand. A copy of this revision is read without the hub, which is asked where a branch stands alone:
     `datasets` would try for 23 seconds to reach one that does not answer, and then take the copy that it used last, of whatever revision."""
-    from datasets import load_dataset_builder
+    from datasets import disable_progress_bars, load_dataset_builder
     from datasets.config import HF_DATASETS_CACHE
     from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
 
+    without_bars()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     owner, _, name = hub.id.rpartition("/")
     place = Path(HF_DATASETS_CACHE, "___".join(filter(None, (owner, camelcase_to_snakecase(name)))))
     try:
