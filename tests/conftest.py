@@ -139,9 +139,9 @@ def task():
     return load_task(GRAMMAR, "", 20)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def forking() -> str:
-    """A process that forks kernels, for all of this worker's tests: 10 s less a kernel."""
+    """The process that forks kernels for all of this worker's tests, begun anew if one has ended it: 10 s less a kernel."""
     return forks.wanted(pinned(Options()), start=True)
 
 

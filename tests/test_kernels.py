@@ -142,6 +142,50 @@ def test_a_function_is_called_in_another_process_and_answers_or_refuses_as_here(
             elsewhere("test_kernels:refuse", "dies")
 
 
+def test_a_worker_with_a_thousand_open_files_still_gets_its_kernels(forking):
+    files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert elsewhere("os.path:join", "a", "b") == "a/b" and looked(forking)["torch"]
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def test_a_process_that_ended_leaves_no_open_file_here(forking, tmp_path):
+    kernel = asleep(forking, tmp_path)
+    kernel.kill()
+    assert kernel.wait(20) == -signal.SIGKILL and kernel.forks.fileno() == -1
+
+
+def test_what_is_called_elsewhere_is_so_from_within_a_jupyter_kernel_too(monkeypatch):
+    monkeypatch.setenv("JPY_PARENT_PID", "4321")  # the Jupyter server's, which is not this process
+    monkeypatch.setenv("HF_HOME", "/elsewhere")  # so that nobody forks
+    assert elsewhere("os.path:join", "a", "b") == "a/b"
+
+
+def test_where_nobody_forks_no_name_is_asked_that_anybody_might_have_taken(tmp_path, monkeypatch):
+    with pytest.raises(ConnectionError, match="nobody forks"):
+        asleep("", tmp_path)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind("\0lowres-stranger")
+        stranger.listen()
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(ConnectionError, match="somebody else"):
+            asleep("lowres-stranger", tmp_path)
+
+
+def test_one_who_says_nothing_does_not_keep_the_others_waiting_for_long(forking):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(f"\0{forking}")
+        assert elsewhere("os.path:join", "a", "b") == "a/b"
+
+
+def test_what_dask_sets_for_its_workers_makes_no_other_environment(forking, monkeypatch):
+    for name in ("__DASK_PARENT_PID", "MALLOC_TRIM_THRESHOLD_", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "7")
+    assert forks.wanted(pinned(Options())) == forking
+
+
 def test_another_environment_wants_another_process_but_for_what_differs_from_run_to_run(forking, monkeypatch):
     monkeypatch.setenv("LOWRES_SCRATCH", "elsewhere")
     assert forks.wanted(pinned(Options())) == forking

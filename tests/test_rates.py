@@ -165,6 +165,8 @@ def test_below_three_tasks_nothing_is_said_over_tasks_and_a_method_without_one_o
     without = over_three[~((over_three["variant"] == "classifier=tfidf") & (over_three["task"] == "mnli"))]
     assert list(rates.by_task(without)) == ["baselines classifier=probe", "vanilla"]
     assert rates.by_task(over_three.head(0)).empty
+    larger = over_three[over_three["task"] == "cola"].assign(model="larger")  # with the most results, of one task alone
+    assert rates.by_task(pd.concat([over_three, *[larger] * 6], ignore_index=True)).empty
 
 
 def test_accuracy_is_drawn_against_the_rate_a_line_a_method_and_level_where_it_has_none(trials):

@@ -25,6 +25,9 @@ from lowres.runs.study import read_study, select
 
 pytestmark = pytest.mark.usefixtures("forking")
 
+# The worker that holds a run's lock, whoever the kernel's own parent is.
+KILL_WORKER = "from lowres.files import located; os.kill(int((located(output_dir) / '.lock').read_text().split()[1]), 9)"
+
 
 def run(study, notebooks, rerun=frozenset(), workers=2, **more):
     statuses = all_statuses(study)
@@ -127,7 +130,7 @@ def test_each_worker_has_a_gpu_and_its_part_of_the_threads(tmp_path, temporary, 
 
 def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_go_on(tmp_path, temporary):
     study = write_study(tmp_path, shots=[2, 4, 8])
-    run(study, write_notebook(tmp_path / "n", work="if shots == 2: os.kill(os.getppid(), 9); time.sleep(600)"))
+    run(study, write_notebook(tmp_path / "n", work=f"if shots == 2: {KILL_WORKER}; time.sleep(600)"))
     assert states(study) == ["failed", "done", "done"]
     assert noted(study).count("vanilla 2 0") == 3 and "worker process died under it 3 times" in all_statuses(study)[0].failure["message"]
     nothing_is_left(study, temporary)
@@ -136,9 +139,18 @@ def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_g
 def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary):
     study = write_study(tmp_path, shots=[2, 4])
     died = str(tmp_path / "died")
-    work = f"if not os.path.exists({died!r}): open({died!r}, 'w'); os.kill(os.getppid(), 9); time.sleep(600)"
+    work = f"if not os.path.exists({died!r}): open({died!r}, 'w'); {KILL_WORKER}; time.sleep(600)"
     run(study, write_notebook(tmp_path / "n", work), workers=1)
     assert states(study) == ["done", "done"] and len(noted(study)) == 3
+    nothing_is_left(study, temporary)
+
+
+def test_where_the_process_that_forks_kernels_dies_they_are_started_and_nothing_is_lost(tmp_path, temporary):
+    study = write_study(tmp_path, shots=[2, 4, 8])
+    died = str(tmp_path / "died")
+    work = f"if not os.path.exists({died!r}): open({died!r}, 'w'); os.kill(os.getppid(), 9); time.sleep(600)"
+    run(study, write_notebook(tmp_path / "n", work))
+    assert states(study) == ["done"] * 3 and 4 <= len(noted(study)) <= 5
     nothing_is_left(study, temporary)
 
 
@@ -259,7 +271,7 @@ def test_a_run_that_was_not_measured_takes_what_its_method_took_on_its_task_or_a
 def orders(tmp_path, monkeypatch):
     """A study by way of the command line's own steps, but without a cluster, and without its check of models."""
     study = write_study(tmp_path, shots=[2, 4])
-    monkeypatch.setattr("lowres.runs.command.elsewhere", lambda *_: (["days: a warning"], {}))
+    monkeypatch.setattr("lowres.runs.process.elsewhere", lambda *_: (["days: a warning"], {}))
 
     def in_turn(study, statuses, todo, options, *_, **__):
         return Outcome([execute(one, options) for one in todo])

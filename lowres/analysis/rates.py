@@ -155,13 +155,14 @@ def by_task(trials: pd.DataFrame) -> pd.DataFrame:
     if len(part):
         rules = by_rule(trials)
         level = pd.concat([rules[rules["rule"] == ELSEWHERE], level[~level["folder"].isin(part["folder"])]])
-    if not len(level) or level["task"].nunique() < FEWEST_TASKS:
+    if not len(level):
         return pd.DataFrame()
     level = level[level["model"] == level["model"].mode().iloc[0]]
     setting = level["setting"].fillna(level["variant"]) if "setting" in level else level["variant"]
     lines = level.assign(line=(level["method"] + " " + setting).str.strip(), points=100 * (level["accuracy"] - level["constant"]))
     each = lines.groupby(["task", "shots", "seed", "line", "domain"], sort=False)["points"].mean().groupby(["task", "shots", "seed", "line"]).mean()
-    return each.unstack("line").dropna(axis=1, thresh=1).pipe(_on_all)
+    table = _on_all(each.unstack("line"))
+    return table if table.index.unique("task").size >= FEWEST_TASKS else pd.DataFrame()
 
 
 def _on_all(table: pd.DataFrame) -> pd.DataFrame:

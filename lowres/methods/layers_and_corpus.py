@@ -36,8 +36,8 @@ def top_layers(layers: int, asked: int) -> int:
 class Below:
     """What the layers below the lowest that trains make of a text: computed once, then read back for every epoch, trial and evaluation.
 
-    They are the pretrained ones in every trial, and a text's states do not depend on what is packed beside it. What was computed in an earlier
-    trial is charged to each that reads it (`backbone.charge`), as if it were computed anew.
+    They are the pretrained ones in every trial, and a text's states do not depend on what is packed beside it (in bfloat16 but for their last
+    digits). What was computed in an earlier trial is charged to each that reads it (`backbone.meter`), as if it were computed anew.
     """
 
     MOST = 500e6  # bytes that are kept; what comes later is computed whenever it is wanted
@@ -47,12 +47,17 @@ class Below:
         self.layers, self.lowest, self.backbone = layers[:count], layers[count], backbone
         self.states: dict[bytes, torch.Tensor] = {}  # by a text's tokens and their positions
         self.spent: dict[bytes, float] = {}
-        self.charged: set[bytes] = set()  # in this trial
+        self.charged: set[bytes] = set()  # in the trial of this meter
+        self.meter = None
         self.bytes, self.in_tuples = 0, False  # as some families' layers return what they make
 
     def __call__(self, rows: Rows, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `run` returns, (rows, length, width), with the lower layers passed over."""
-        places = texts_in(rows)
+        if self.meter is not self.backbone.meter:
+            self.meter = self.backbone.meter
+            self.charged.clear()
+        kind = b"trained" if torch.is_grad_enabled() else b"read"  # by two ways of attention, which round differently
+        places = [(kind + key, place) for key, place in texts_in(rows)]
         if all(key in self.states for key, _ in places):
             states = self._read(rows, places)
         else:
@@ -67,12 +72,13 @@ class Below:
             states[place] = self.states[key]
             if key not in self.charged:
                 self.charged.add(key)
-                self.backbone.charge(self.spent[key])
+                if self.meter:
+                    self.meter.shared += self.spent[key]
         return states.view(*rows.ids.shape, -1)
 
     @torch.no_grad()
     def _computed(self, rows: Rows, places: list[tuple[bytes, slice]], run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        start, found = time.perf_counter(), []
+        start, found = self._now(), []
 
         def reached(module, given, named):
             found.append(given[0] if given else named["hidden_states"])
@@ -82,7 +88,7 @@ class Below:
         with self._hooked(reached), suppress(_Reached):
             run()
         form.remove()
-        states, seconds = found[0], time.perf_counter() - start
+        states, seconds = found[0], self._now() - start
         for key, place in places:
             if self.bytes < self.MOST and key not in self.states:
                 with torch.inference_mode(False):  # what is predicted now may be trained on later
@@ -91,6 +97,11 @@ class Below:
                 self.spent[key] = seconds / len(places)
             self.charged.add(key)
         return states
+
+    def _now(self) -> float:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.synchronize(self.backbone.device)
+        return time.perf_counter()
 
     @contextmanager
     def _hooked(self, hook: Callable) -> Iterator[None]:
@@ -174,9 +185,7 @@ def _below(backbone, count: int) -> Below | None:
     dropout = any("drop" in key and isinstance(value, float) and value for key, value in backbone.model.config.get_text_config().to_dict().items())
     if not count or dropout or backbone.compiled:
         return None
-    found = backbone.known_below.setdefault(count, Below(backbone, count))
-    found.charged.clear()
-    return found
+    return backbone.known_below.setdefault(count, Below(backbone, count))
 
 
 def frozen(backbone) -> int:

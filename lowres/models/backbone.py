@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -43,7 +44,7 @@ class Backbone:
     trained: tuple[nn.Module, str] | None = None  # the head that it was last trained with, and the pattern
     below: Callable | None = None  # knows what frozen layers make of a text (methods.layers_and_corpus.Below), while they are frozen
     known_below: dict = field(default_factory=dict)  # by how many they are; kept from trial to trial
-    charge: Callable[[float], None] = lambda seconds: None  # told of seconds that an earlier trial has spent for this one
+    meter: Any = None  # of the trial at work: it is told of seconds that an earlier one has spent for it
 
     @property
     def whole(self) -> nn.Module:

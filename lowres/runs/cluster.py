@@ -219,11 +219,11 @@ def run_study(
     stop = study.folder / f".stop-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     try:
         with locks.scratch_folder() as folder, Interrupts() as interrupts:
-            own = not options.scheduler
-            with own_cluster(options.workers or default_workers(), options.retries, folder) if own else \
+            own, workers = not options.scheduler, options.workers or default_workers()
+            forked_by = forking(workers, start=len(todo) > workers) if own else ""
+            with own_cluster(workers, options.retries, folder) if own else \
                     given_cluster(options.scheduler, study.folder) as cluster:
-                options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now())
-                options = replace(options, forked_by=forking(cluster.workers, start=len(todo) > cluster.workers) if own else "")
+                options = replace(options, threads=cluster.threads, gpus=cluster.gpus, stop=shown(stop), begun=now(), forked_by=forked_by)
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")

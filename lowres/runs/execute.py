@@ -19,7 +19,7 @@ import nbformat
 from lowres import files, locks
 from lowres.files import ROOT, located, shown, without_secrets
 from lowres.runs import records
-from lowres.runs.process import NotebookResult, run_notebook
+from lowres.runs.process import THREADS, NotebookResult, run_notebook
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
@@ -211,8 +211,7 @@ def analysis_mark(study: Study, notebook: Path) -> str:
 
 def pinned(options: Options) -> dict[str, str]:
     """A kernel's threads, set before torch is imported in it (too many are a cliff: 6 times slower), and its GPU."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    environment = dict.fromkeys(names, str(options.threads))
+    environment = dict.fromkeys(THREADS, str(options.threads))
     if options.gpus:
         from distributed import get_worker
 

@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -93,14 +94,22 @@ class Forks:
                     self._ended(*key.data)
                     break  # the other one of its two files may be among these keys
                 client, _ = self.listener.accept()
-                line = client.makefile("rb").readline() if _is_ours(client) else b""
+                client.settimeout(5)  # of one that says nothing the others do not wait
+                line = b""
+                with suppress(OSError):
+                    line = client.makefile("rb").readline() if _is_ours(client) else b""
+                client.settimeout(None)
                 if not line:
                     client.close()
                 elif self._forked(client):
                     return json.loads(line)
 
     def _forked(self, client: socket.socket) -> bool:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes: it is started as usual, or not
+            client.close()
+            return False
         if not pid:
             for key in list(self.selector.get_map().values()):
                 os.close(key.fd)
@@ -142,13 +151,14 @@ def _is_ours(client: socket.socket) -> bool:
 def fork_kernels(listener: int) -> list[str]:
     """Imports what kernels need, and forks them. Returns in each fork, as a new process would begin, with a kernel's arguments."""
     die_with_parent()
+    own = os.getpid()
     for module in IMPORTED:
         import_module(module)
     gc.collect()
     gc.freeze()  # the collector of a fork writes to none of this, so that it stays shared
     asked = Forks(socket.socket(fileno=listener)).asked()
     os.setsid()
-    os.environ.update(asked["environment"], JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(asked["environment"], JPY_PARENT_PID=str(own))
     os.chdir(asked["folder"])
     tempfile.tempdir = None  # it is looked up anew
     log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -167,9 +177,11 @@ def answer(folder: Path) -> None:
         call, asked = pickle.loads((folder / "asked").read_bytes())
         given = called(call, *asked), None
     except Exception as error:
+        error.add_note(traceback.format_exc())
         given = None, error
     try:
         content = pickle.dumps(given)
+        pickle.loads(content)
     except Exception:  # of a package that raises what cannot be sent
         content = pickle.dumps((None, RuntimeError(f"{type(given[1]).__name__}: {given[1]}")))
     (folder / "answer").write_bytes(content)

@@ -72,11 +72,8 @@ class Run:
     def backbone(self) -> Backbone:
         p = self.parameters
         backbone = load_backbone(p.model, p.device, p.precision, p.compiled)
-        backbone.charge = self._charge
+        backbone.meter = self.meter
         return backbone
-
-    def _charge(self, seconds: float) -> None:
-        self.meter.shared += seconds
 
     def encode(self, pattern: str) -> dict[str, Inputs]:
         """The evaluation sets in a pattern, as the backbone reads them."""
@@ -120,6 +117,8 @@ class Run:
         if os.environ.get(locks.STOP) and Path(os.environ[locks.STOP]).exists():
             raise locks.Interrupted(f"before seed {seed}")
         self.meter = Meter()
+        if backbone := vars(self).get("backbone"):  # it is loaded
+            backbone.meter = self.meter
         with self.meter.phase("trial"):
             outcome = trial(seed)
         _must_be_numbers(outcome.logits, seed)

@@ -9,9 +9,9 @@ import os
 import pickle
 import re
 import secrets
-import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ KERNEL_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456",
     "TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONHASHSEED": "0",
 }
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+PATIENCE = 120.0  # seconds until a process that should fork a kernel, once it has imported, is given up
 COMMAND = (sys.executable, "-m", "lowres.runs.kernel")
 PER_RUN = ("LOWRES_", "JPY_", "CUDA_VISIBLE_DEVICES", "TMPDIR", "PYTEST_")  # variables that differ between runs, and that no import keeps
 OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|not enough memory|can't allocate memory|out of memory|Cannot allocate memory", re.I)
@@ -121,25 +124,34 @@ class Forked:
         asked["environment"] = {key: value for key, value in environment.items() if key.startswith(PER_RUN)}
         self.forks = socket.socket(socket.AF_UNIX)
         try:
+            if not forks:
+                raise ConnectionError("nobody forks")
+            self.forks.settimeout(PATIENCE)
             self.forks.connect(f"\0{forks}")
+            if struct.unpack("3i", self.forks.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != os.getuid():
+                raise ConnectionError("somebody else has taken the name")
             self.forks.sendall(json.dumps(asked).encode() + b"\n")
             self.answers = self.forks.makefile("rb")
             self.pid = int(self.answers.readline() or b"0")  # it may be importing still
-            if not self.pid:
+            if self.pid <= 1:
                 raise ConnectionError("the process that forks kernels has ended")
+            self.forks.settimeout(None)
         except OSError:
             self.forks.close()
             raise
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self.forks], [], [], 0)[0]:
+        if self.returncode is None and wait([self.forks], 0):
+            line = b""
             with suppress(OSError):
                 line = self.answers.readline()
             self.returncode = int(line or -signal.SIGKILL)  # with those that fork them kernels end, too
+            self.answers.close()
+            self.forks.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None and not select.select([self.forks], [], [], timeout)[0]:
+        if self.returncode is None and not wait([self.forks], timeout):
             raise subprocess.TimeoutExpired("kernel", timeout)
         return self.poll()
 
@@ -169,7 +181,7 @@ class Forks:
         if self.process:
             self.process.kill()
             self.process.wait()
-        self.name, self.began = f"{locks.PREFIX}{secrets.token_hex(8)}", (_of_all_runs(os.environ), _of_all_runs(environment))
+        self.name, self.began = f"{locks.PREFIX}{secrets.token_hex(8)}", (_own(), _of_all_runs(environment))
         with socket.socket(socket.AF_UNIX) as listener:  # in Linux' own name space: no file is left, however all this ends
             listener.bind(f"\0{self.name}")
             listener.listen()
@@ -183,7 +195,13 @@ class Forks:
     def fits(self, environment: dict[str, str] | None = None) -> bool:
         """Whether it lives, and began in what is this process's environment now, and with that of kernels (any, for None)."""
         alive = self.process and self.process.poll() is None
-        return bool(alive) and self.began[0] == _of_all_runs(os.environ) and (environment is None or self.began[1] == _of_all_runs(environment))
+        return bool(alive) and self.began[0] == _own() and (environment is None or self.began[1] == _of_all_runs(environment))
+
+
+def _own() -> dict[str, str]:
+    """This process's environment, but for what kernels are given anyway, and what Dask sets meanwhile for its workers."""
+    given = {*KERNEL_ENVIRONMENT, *THREADS}
+    return {key: value for key, value in _of_all_runs(os.environ).items() if key not in given and not key.startswith("__DASK")}
 
 
 def _of_all_runs(environment: Mapping[str, str]) -> dict[str, str]:
@@ -203,7 +221,8 @@ def elsewhere(call: str, *given: Any) -> Any:
             process = Forked(forks.name if forks.fits() else "", arguments, log, os.environ)
         except OSError:
             with log.open("wb") as file:
-                process = subprocess.Popen([*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+                process = subprocess.Popen([*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                           env={**os.environ, "JPY_PARENT_PID": str(os.getpid())})
         try:
             code = process.wait()
         finally:

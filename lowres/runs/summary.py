@@ -106,11 +106,13 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
         shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)
     if "exact_match" in table:  # several labels a row
-        shown["macro-F1, %"], shown["exact match, %"] = table["macro-F1"].map(percent), table["exact_match"].map(percent)
+        shown["macro-F1, %"] = table["macro-F1"].map(percent)
+        shown["exact match, %"] = table["exact_match"].map(percent, na_action="ignore").fillna("")
     if table["mcc"].notna().any():
         shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
                                for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
-    shown["one label, %" if "exact_match" not in table else "one answer, %"] = table["one label"].map(percent)
+    several = "exact_match" in table and table["exact_match"].notna().all()
+    shown["one answer, %" if several else "one label, %"] = table["one label"].map(percent)
     shown["rows"] = table["rows"].astype(int)
     shown["trials (distinct)"] = [f"{int(n)} ({int(d)})" for n, d in zip(table["trials"], table["distinct"])]
     shown["s a trial"] = table["seconds"].map("{:.1f}".format)

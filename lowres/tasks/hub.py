@@ -88,7 +88,7 @@ def _fetched(hub: Hub):
     owner, _, name = hub.id.rpartition("/")
     place = Path(HF_DATASETS_CACHE, "___".join(filter(None, (owner, camelcase_to_snakecase(name)))))
     try:
-        copies = [file.parent for file in place.glob(f"{hub.config or '*'}/*/{_commit(hub)}/dataset_info.json")]
+        copies = [file.parent for file in place.glob(f"{hub.config or 'default'}/*/{_commit(hub)}/dataset_info.json")]
         if len(copies) == 1:
             *_, config, version, commit = copies[0].parts
             return Cache(repo_id=hub.id, dataset_name=name, config_name=config, version=version, hash=commit)
