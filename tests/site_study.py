@@ -64,7 +64,7 @@ def picture() -> str:
     axes.plot([0, 1], [0, 1])
     plt.close(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=100)  # whatever figures look like in this process
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -147,7 +147,7 @@ def test_a_long_table_sorts_by_the_number_its_cells_begin_with(chromium, site, a
 def test_a_notebook_shows_its_figures_and_equations(chromium, address):
     chromium.open(address + PAGES[1])
     pictures = chromium.run("return [...document.images].map(i => [i.naturalWidth, i.alt])")
-    assert [width for width, _ in pictures] == [6 * 72] * 2  # inches, and dots in each
+    assert [width for width, _ in pictures] == [600, 600]
     assert pictures[0][1] == "A line that rises." and "under “The data”" in pictures[1][1]
     assert chromium.run("return [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().width > 5)") == [True] * 3
     colour = "return getComputedStyle(document.querySelector('%s')).color"
