@@ -166,6 +166,12 @@ def test_the_version_is_told():
     assert CliRunner().invoke(app, ["--version"]).output == f"lowres {version('lowres')}\n"
 
 
+def test_status_of_what_is_measured_waits_for_no_jupyter_either():
+    code = "import sys; from lowres.runs.command import expected_of_the_unknown as ask; print(ask([], None), 'jupyter_client' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ended.stdout.strip() == "{} False", ended.stderr
+
+
 def test_status_and_help_wait_for_neither_papermill_nor_jupyter_nor_pandas():
     code = "import sys, lowres.__main__; print({'papermill', 'nbformat', 'jupyter_client', 'pandas', 'torch', 'distributed'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "set()\n"

@@ -73,10 +73,12 @@ def in_good_order(todo: list[Run], seconds: dict[Run, float]) -> list[Run]:
 def expected_of_the_unknown(statuses: list[Status], workers: int | None) -> Expected:
     """Of runs of which nothing is measured; of none, where their data or models are not at hand."""
     unknown = {run: trials for run, trials in remaining([status for status in statuses if not status.seconds]).items() if trials}
-    from lowres.runs.process import elsewhere
+    if not unknown:
+        return {}
+    from lowres.runs.process import elsewhere  # with Jupyter behind it
 
     try:
-        return elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0] if unknown else {}
+        return elsewhere("lowres.runs.estimate:foretold", unknown, workers)[0]
     except BadInput:
         return {}
 
