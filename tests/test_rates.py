@@ -75,7 +75,7 @@ def test_regret_is_what_a_rule_loses_to_the_best_in_hindsight(trials):
 
 
 def test_verdicts_are_of_the_rates_that_a_rule_gives(trials):
-    found = rates.verdicts_by_rule(trials, 2.0)
+    found = rates.verdicts_by_rule(trials, rates.by_rule(trials), 2.0)
     assert set(found) == {"first", "other tasks", "hindsight"}
     chosen = {pair.cells and next(iter(pair.cells.values()))[0][0]["variant"] for pair in found["hindsight"][0].pairs}
     assert chosen == {"learning_rate=5e-05"}
@@ -86,7 +86,8 @@ def test_a_study_with_one_rate_or_none_has_no_rules(tmp_path, method):
     path = make_study(tmp_path, shots=(16,), seeds=range(2), methods=[{"method": method}])
     fill(read_study(path, outputs=str(tmp_path / "outputs")), lambda run, domain: 1.0, 0.3)
     trials = collect(path, str(tmp_path / "outputs")).trials
-    assert rates.by_rule(trials).empty and rates.verdicts_by_rule(trials, 2.0) == {} and rates.regret_table(pd.DataFrame()).empty
+    rules = rates.by_rule(trials)
+    assert rules.empty and rates.verdicts_by_rule(trials, rules, 2.0) == {} and rates.regret_table(rules).empty
 
 
 def test_a_first_rate_without_trials_is_left_out_and_the_other_rules_stay(trials):
@@ -108,7 +109,7 @@ def test_trials_that_chose_are_shown_where_there_is_nothing_to_hold_them_against
     alone = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)].assign(chosen_from=asked, variant=f"choose={asked}")
     table = rates.regret_table(rates.by_rule(alone))
     assert list(table.columns) == ["method", "setting", "shots"] and table["shots"].iloc[0] == f"{100 * alone['accuracy'].mean():.1f}"
-    assert rates.verdicts_by_rule(alone, 2.0) == {}
+    assert rates.verdicts_by_rule(alone, rates.by_rule(alone), 2.0) == {}
 
 
 def test_the_probability_of_improvement_is_the_share_of_pairs_won_a_task_as_much_as_another():
@@ -140,7 +141,7 @@ def over_three(tmp_path):
 
 
 def test_over_three_tasks_methods_stand_at_the_rate_that_the_other_tasks_give(over_three):
-    points = rates.by_task(over_three)
+    points = rates.by_task(over_three, rates.by_rule(over_three))
     assert list(points) == ["baselines classifier=probe", "baselines classifier=tfidf", "vanilla"] and len(points) == 3 * 6
     at = over_three[(over_three["method"] == "vanilla") & (over_three["learning_rate"] == 5e-5) & (over_three["task"] == "mnli")]
     gained = (at["accuracy"] - at["constant"]).groupby([at["seed"], at["domain"]]).mean().groupby("seed").mean()
@@ -151,7 +152,7 @@ def test_over_three_tasks_methods_stand_at_the_rate_that_the_other_tasks_give(ov
 
 
 def test_profiles_say_which_share_of_the_runs_gains_so_much(over_three):
-    points = rates.by_task(over_three)
+    points = rates.by_task(over_three, rates.by_rule(over_three))
     drawn, = plots.profiles(points)
     lines = {line.get_label(): line for line in drawn.figure.axes[0].get_lines()}
     assert {*points, "constant prediction"} == set(lines) == {text.get_text() for text in drawn.figure.legends[0].get_texts()}
@@ -161,12 +162,14 @@ def test_profiles_say_which_share_of_the_runs_gains_so_much(over_three):
 
 
 def test_below_three_tasks_nothing_is_said_over_tasks_and_a_method_without_one_of_them_is_left_out(trials, over_three):
-    assert rates.by_task(trials).empty and plots.profiles(rates.by_task(trials)) == [] and rates.improvement_table(rates.by_task(trials)).empty
+    points = rates.by_task(trials, rates.by_rule(trials))
+    assert points.empty and plots.profiles(points) == [] and rates.improvement_table(points).empty
     without = over_three[~((over_three["variant"] == "classifier=tfidf") & (over_three["task"] == "mnli"))]
-    assert list(rates.by_task(without)) == ["baselines classifier=probe", "vanilla"]
-    assert rates.by_task(over_three.head(0)).empty
+    assert list(rates.by_task(without, rates.by_rule(without))) == ["baselines classifier=probe", "vanilla"]
+    assert rates.by_task(over_three.head(0), rates.by_rule(over_three.head(0))).empty
     larger = over_three[over_three["task"] == "cola"].assign(model="larger")  # with the most results, of one task alone
-    assert rates.by_task(pd.concat([over_three, *[larger] * 6], ignore_index=True)).empty
+    both = pd.concat([over_three, *[larger] * 6], ignore_index=True)
+    assert rates.by_task(both, rates.by_rule(both)).empty
 
 
 def test_accuracy_is_drawn_against_the_rate_a_line_a_method_and_level_where_it_has_none(trials):

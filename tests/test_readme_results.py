@@ -257,7 +257,8 @@ def test_the_rates_table_is_what_the_trials_give():
 @cache
 def by_rule():
     found = collect("rates", str(ROOT / "outputs")).trials
-    return rates.regret_table(rates.by_rule(found)).set_index("method"), rates.verdicts_by_rule(found, 2.0)
+    rules = rates.by_rule(found)
+    return rates.regret_table(rules).set_index("method"), rates.verdicts_by_rule(found, rules, 2.0)
 
 
 def test_the_tables_of_rules_are_what_the_analysis_finds():

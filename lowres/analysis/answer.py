@@ -22,28 +22,31 @@ from lowres.runs.summary import accuracy_interval, ends, interval, score_name
 
 MOST_LINES = 10  # of a table that a person reads
 TFIDF = ("baselines", "classifier=tfidf")
-MACRO_F1 = " (macro-F1)"
 CLEAR = 0.95  # below this probability there is no clear winner: of two equal methods, one would pass 0.8 in 4 of 10 studies
 RUN = ["method", "variant", "model", "shots"]
 
 
 def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the answer is about: the study's main runs, of one model, the one with the most results.
+    """What the answer is about: the study's main runs, of one model, the one with the most results; with `measure`, what a set's score is if not
+    accuracy, as its name says it.
 
     Of a set whose labels are uneven, macro-F1 stands where accuracy stands for others, and its name says so: there accuracy tells of the
     commonest label alone. So do the names of sets whose kind has another score.
     """
     part = main_runs(trials)
-    if "metric" in part:
-        part = part.assign(set=part["set"] + part["metric"].map(lambda name: "" if name == "accuracy" else f" ({name})"))
     part = part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
-    if "uneven" not in part or not part["uneven"].eq(True).any():
-        return part
-    sets = [part["task"], part["set"]]
-    uneven = part["uneven"].eq(True).groupby(sets).transform("any")  # older trials do not say so
-    constant = part["constant_macro_f1"].groupby(sets).transform("max")
-    return part.assign(accuracy=part["accuracy"].mask(uneven, part["macro_f1"]), constant=part["constant"].mask(uneven, constant),
-                       untrained=part["untrained"].mask(uneven), set=part["set"].mask(uneven, part["set"] + MACRO_F1))
+    part = part.assign(measure=part["metric"].where(part["metric"] != "accuracy", "") if "metric" in part else "")
+    if "uneven" in part and part["uneven"].eq(True).any():
+        sets = [part["task"], part["set"]]
+        uneven = part["uneven"].eq(True).groupby(sets).transform("any")  # older trials do not say so
+        constant = part["constant_macro_f1"].groupby(sets).transform("max")
+        part = part.assign(accuracy=part["accuracy"].mask(uneven, part["macro_f1"]), constant=part["constant"].mask(uneven, constant),
+                           untrained=part["untrained"].mask(uneven), measure=part["measure"].mask(uneven, "macro-F1"))
+    return part.assign(set=part["set"] + part["measure"].map(_in_brackets))
+
+
+def _in_brackets(measure: str) -> str:
+    return f" ({measure})" if measure else ""
 
 
 def answer_table(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -85,8 +88,8 @@ def at_a_glance(trials: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     for task, whole in lines.groupby("task", sort=False):
         part, absent = at_most_shots(whole)
         table, said = _glance(part)
-        measure = next((name for name in (MACRO_F1, f" ({score_name(part)})") if part["set"].str.endswith(name).any()), "")
-        found.append((f"{task}{measure}, {most_shots(part)} examples per class, {part['model'].iloc[0]}", table, f"{said} {absent}".strip()))
+        title = f"{task}{_in_brackets(part['measure'].max())}, {most_shots(part)} examples per class, {part['model'].iloc[0]}"
+        found.append((title, table, f"{said} {absent}".strip()))
     return found
 
 

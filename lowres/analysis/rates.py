@@ -131,12 +131,11 @@ def regret_table(rules: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def verdicts_by_rule(trials: pd.DataFrame, margin: float) -> dict[str, list[ClaimResult]]:
-    """The claims with each method at the rate that a rule gives it; a line that has one rate keeps it."""
-    part = rated(trials)
-    if not len(part):
+def verdicts_by_rule(trials: pd.DataFrame, rules: pd.DataFrame, margin: float) -> dict[str, list[ClaimResult]]:
+    """The claims with each method at the rate that a rule gives it (`rules`: `by_rule` of these trials); a line that has one rate keeps it."""
+    if not len(rules):
         return {}
-    rules, found = by_rule(trials), {}
+    part, found = rated(trials), {}
     for rule in (FIRST, ELSEWHERE, HINDSIGHT):
         picked = rules[rules["rule"] == rule].drop_duplicates("folder")["folder"]
         if len(picked):
@@ -145,16 +144,15 @@ def verdicts_by_rule(trials: pd.DataFrame, margin: float) -> dict[str, list[Clai
     return found
 
 
-def by_task(trials: pd.DataFrame) -> pd.DataFrame:
+def by_task(trials: pd.DataFrame, rules: pd.DataFrame) -> pd.DataFrame:
     """(tasks and numbers of shots, seeds; methods): points above the constant answer, the mean over a domain's sets, then over domains.
 
-    A method with several rates stands at the one that the other tasks give it. Of one model, the one with the most results, and of the methods that
-    have results on all; empty below FEWEST_TASKS tasks.
+    A method with several rates stands at the one that the other tasks give it (`rules`: `by_rule` of these trials). Of one model, the one with the
+    most results, and of the methods that have results on all; empty below FEWEST_TASKS tasks.
     """
-    level, part = main_runs(trials), rated(trials)
-    if len(part):
-        rules = by_rule(trials)
-        level = pd.concat([rules[rules["rule"] == ELSEWHERE], level[~level["folder"].isin(part["folder"])]])
+    level = main_runs(trials)
+    if len(rules):
+        level = pd.concat([rules[rules["rule"] == ELSEWHERE], level[~level["folder"].isin(rated(trials)["folder"])]])
     if not len(level):
         return pd.DataFrame()
     level = level[level["model"] == level["model"].mode().iloc[0]]

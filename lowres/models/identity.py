@@ -1,11 +1,14 @@
-"""Which weights a model's name stands for, told without loading torch, and without weights at hand where that can be."""
+"""Which weights a model's name stands for, told without loading torch, and without weights at hand where that can be; and what they ran on."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lowres.files import BadInput, located, shown
 from lowres.tasks.hub import split_revision
@@ -21,6 +24,7 @@ class Quantised:
     parts: dict[str, str] = field(default_factory=dict)
 
 
+PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
 EMBEDDED = "smollm2-135m"
 GEMMA_PARTS = ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38")
@@ -76,3 +80,22 @@ def folder_checksum(folder: Path) -> str:
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def environment(backbone) -> dict[str, Any]:
+    import torch
+
+    device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else processor()
+    return {
+        "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
+        "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

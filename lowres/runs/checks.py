@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from lowres.files import ROOT, BadInput, located, read_yaml, shown
 from lowres.methods.distillation import drawn_from_pool, prepare
@@ -225,3 +228,40 @@ def _check_task(path: Path, data_dir: str | None) -> str:
     hint = f"\nTo have results known by their data, add to the file:\nchecksums:{hint}" if hint else ""
     said = "".join(f"\n{sentence}" for sentence in [*task.notes, *task.warnings, *_of_words(task.file)])
     return f"{task.file.name}: pool {len(task.pool):,}, {sets} rows: nothing is wrong with it{said}{hint}"
+
+
+def parameter_names(values: dict[str, Any]) -> set[str]:
+    """The names that a notebook's parameters cell sets, and papermill's injected one, as they were executed last.
+
+    In a kernel these are the cells right before the one at work that hold nothing but assignments (`In` has what was executed), so that a
+    line that was deleted is forgotten and a misspelt one is seen, however often the notebook has run. Where only the starting cell is
+    run again they are those of last time. Elsewhere: whatever is there.
+    """
+    if "In" not in values:
+        return {key for key, value in values.items() if not (key.startswith("_") or callable(value) or isinstance(value, ModuleType) or key == "run")}
+    names: set[str] = set()
+    for source in reversed(values["In"][:-1]):
+        found = _assigned(source)
+        if found is None:
+            break
+        names |= found
+    _asked_last["names"] = names or _asked_last.get("names", set())
+    return _asked_last["names"]
+
+
+_asked_last: dict[str, set[str]] = {}
+
+
+def _assigned(source: str) -> set[str] | None:
+    """The names that a cell sets, if it does nothing else."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    names = set()
+    for line in body:
+        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else [None]
+        if not all(isinstance(target, ast.Name) for target in targets):
+            return None
+        names |= {target.id for target in targets}
+    return names if body else None

@@ -26,10 +26,10 @@ from lowres.models.adapters import layer_stack, shape_of
 from lowres.models.backbone import resolved_precision, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import behind
+from lowres.models.identity import processor
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters
 from lowres.runs.checks import check_study
 from lowres.runs.cluster import default_workers
-from lowres.runs.notebook import processor
 from lowres.runs.progress import TimeLeft, time_text
 from lowres.runs.study import Run, Study
 from lowres.tasks.load import load_task

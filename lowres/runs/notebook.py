@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lowres import files, locks
-from lowres.files import ROOT, BadInput, located, safe, shown
+from lowres.files import ROOT, BadInput, located, shown
 from lowres.methods import choose
 from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import behind
-from lowres.models.identity import weights
+from lowres.models.identity import environment, weights
 from lowres.parameters import Parameters, validated
 from lowres.runs import mistakes, records, summary
-from lowres.runs.checks import check_method, check_words, forget_files, rehearse
+from lowres.runs.checks import check_method, check_words, forget_files, parameter_names, rehearse
 from lowres.tasks.kinds import refuse
 from lowres.tasks.load import Task, data_checksums, load_task
 from lowres.tasks.shots import Streams, checksum, close_draws, fewest, in_common
@@ -39,9 +35,6 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
     from lowres.methods.training import Outcome, Training
-
-
-PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "tokenizers")
 
 
 class Run:
@@ -110,7 +103,7 @@ class Run:
             print(f"seed {seed}: {metric} {scores} ({sum(result['seconds'].values()):.0f} s{', read back' if found else ''})", flush=True)
             if cut := result["cut"]["training"]:
                 print(f"seed {seed}: {cut} training texts are longer than max_length and were cut")
-            self.answer.show(self)
+            self.answer.show(self.trials)
         return self.trials
 
     def _made(self, trial: Callable[[int], Outcome], seed: int, common: float) -> dict[str, Any]:
@@ -234,7 +227,7 @@ class Run:
         different = records.distinct(self.trials)
         if different < len(self.trials):
             print(f"WARNING: only {different} of {len(self.trials)} trials differ: the others are copies and tell nothing new.")
-        self.answer.show(self, final=True)
+        self.answer.show(self.trials, final=True)
         if not self.folder:
             print("output_dir is empty: nothing was kept.")
             return
@@ -253,73 +246,12 @@ class Run:
         print(f"record: {shown(self.folder)}/record.json")
 
 
-class Answer:
-    """The display on a notebook's top: what the run is, and what it found as soon as there is anything."""
-
-    def __init__(self, run: Run):
-        from IPython.display import Markdown, display
-
-        self.handle = display(Markdown(self._asked(run) + "\n\n*The answer will stand here.*"), display_id=True)
-
-    def show(self, run: Run, final: bool = False) -> None:
-        from IPython.display import Markdown
-
-        so_far = "" if final else f"\n\n*So far: {len(run.trials)} of {len(run.parameters.seeds)} trials.*"
-        if self.handle:  # there is none outside a kernel
-            self.handle.update(Markdown("\n".join([self._asked(run), "", *(f"- {line}" for line in summary.headline(run.trials))]) + so_far))
-
-    @staticmethod
-    def _asked(run: Run) -> str:
-        p = run.parameters
-        own = {key: value for key, value in p.model_dump().items()
-               if value != type(p).model_fields[key].default and key not in ("model", "task", "shots", "seeds", "data_dir", "output_dir")}
-        besides = "".join(f", {key} {value}" for key, value in own.items())
-        return f"**{run.method}** with {safe(p.model)} on {safe(p.task)}, {p.shots} examples per class{safe(besides)}"
-
-
-def parameter_names(values: dict[str, Any]) -> set[str]:
-    """The names that a notebook's parameters cell sets, and papermill's injected one, as they were executed last.
-
-    In a kernel these are the cells right before the one at work that hold nothing but assignments (`In` has what was executed), so that a
-    line that was deleted is forgotten and a misspelt one is seen, however often the notebook has run. Where only the starting cell is
-    run again they are those of last time. Elsewhere: whatever is there.
-    """
-    if "In" not in values:
-        return {key for key, value in values.items() if not (key.startswith("_") or callable(value) or isinstance(value, (ModuleType, Run)))}
-    names: set[str] = set()
-    for source in reversed(values["In"][:-1]):
-        found = _assigned(source)
-        if found is None:
-            break
-        names |= found
-    return names or _asked_last.get("names", set())
-
-
-_asked_last: dict[str, set[str]] = {}
-
-
-def _assigned(source: str) -> set[str] | None:
-    """The names that a cell sets, if it does nothing else."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return None
-    names = set()
-    for line in body:
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else [None]
-        if not all(isinstance(target, ast.Name) for target in targets):
-            return None
-        names |= {target.id for target in targets}
-    return names if body else None
-
-
 def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any) -> Run:
     """Checks the parameters of a method's notebook, or of another `notebook` that takes the same, before anything is loaded.
 
     `values` are its globals, `fixed` what the notebook itself decides. What was read from files before is read anew. Raises BadInput.
     """
     names = parameter_names(values)
-    _asked_last["names"] = names
     forget_files()
     given = {key: values[key] for key in names if key in values} | fixed
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
@@ -328,7 +260,7 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     check_words(p)
     check_method(p)
     rehearse(p)
-    run.answer = Answer(run)
+    run.answer = summary.Answer(method, p)
     return run
 
 
@@ -338,16 +270,6 @@ def _must_be_numbers(logits: dict[str, np.ndarray], seed: int) -> None:
 
     if spoilt := [name for name, part in logits.items() if not np.isfinite(part).all()]:
         raise BadInput(f"seed {seed}: {spoilt[0]}: the model's answers are no numbers: the training has diverged")
-
-
-def environment(backbone) -> dict[str, Any]:
-    import torch
-
-    device = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else processor()
-    return {
-        "python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "device": device,
-        "threads": torch.get_num_threads(), "precision": backbone.precision, "compiled": backbone.compiled, "system": platform.system(),
-    }
 
 
 def provenance(run: Run) -> dict[str, Any]:
@@ -363,15 +285,6 @@ def provenance(run: Run) -> dict[str, Any]:
         "data": run.task.checksums, "model": run.backbone_identity,
         "code": records.code_checksum(os.environ.get(locks.NOTEBOOK, "")),  # of the notebook that ran, where that is known
     }
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
 
 
 def _now() -> str:

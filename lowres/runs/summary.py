@@ -1,4 +1,4 @@
-"""Results that stand beside a run's own: zero-shot beside demonstrations; teacher and untrained student beside the trained one."""
+"""What trials come to: means, intervals and yardsticks by run, a notebook's tables and the answer on its top."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lowres.files import safe
+from lowres.parameters import Parameters
 from lowres.runs import records
 
 RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
@@ -221,3 +222,25 @@ def _verdict(gain: np.ndarray) -> str:
         return "is ahead of" if gain[0] > 0 else "is behind" if gain[0] < 0 else "is no better than"
     low, high = interval(gain)
     return "is better than" if low > 0 else "is worse than" if high < 0 else "is NOT shown to be better than"
+
+
+class Answer:
+    """The display on a notebook's top: what the run is, and what it found as soon as there is anything."""
+
+    def __init__(self, method: str, parameters: Parameters):
+        from IPython.display import Markdown, display
+
+        p = parameters
+        own = {key: value for key, value in p.model_dump().items()
+               if value != type(p).model_fields[key].default and key not in ("model", "task", "shots", "seeds", "data_dir", "output_dir")}
+        besides = "".join(f", {key} {value}" for key, value in own.items())
+        self.asked = f"**{method}** with {safe(p.model)} on {safe(p.task)}, {p.shots} examples per class{safe(besides)}"
+        self.seeds = len(p.seeds)
+        self.handle = display(Markdown(f"{self.asked}\n\n*The answer will stand here.*"), display_id=True)
+
+    def show(self, trials: list[dict[str, Any]], final: bool = False) -> None:
+        from IPython.display import Markdown
+
+        so_far = "" if final else f"\n\n*So far: {len(trials)} of {self.seeds} trials.*"
+        if self.handle:  # there is none outside a kernel
+            self.handle.update(Markdown("\n".join([self.asked, "", *(f"- {line}" for line in headline(trials))]) + so_far))

@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 
-from lowres.runs.notebook import processor
+from lowres.models.identity import processor
 
 COLUMNS = ["measure", "case", "figure", "lowest to highest", "repeats", "target", "reached"]
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy")
