@@ -317,3 +317,17 @@ def test_the_answer_at_one_number_of_shots_has_a_line_a_method_and_upright_yards
     [across] = plots.answer(collect.collect(*filled(tmp_path, name="more", shots=(2, 16), seeds=range(3))).trials)
     dotted = next(line for line in across.figure.axes[0].get_lines() if line.get_linestyle() == ":")
     assert len(set(dotted.get_ydata())) == 1 and across.figure.axes[0].get_xscale() == "log"
+
+
+def test_accuracy_is_drawn_against_a_setting_that_has_three_numbers_and_against_no_other(tmp_path):
+    widths = [{"width": width} for width in (8, 64, 256)]
+    methods = [{"method": "lora", "vary": {"rank": [1, 4, 16]}}, {"method": "lora", "set": {"rank": 4}, "vary": {"epochs": [1, 2]}},
+               {"method": "lora", "set": {"peft_type": "BOTTLENECK", "learning_rate": 1e-3}, "vary": {"peft_options": widths}},
+               {"method": "distillation", "vary": {"inputs": ["few-shot", "pool"], "demonstrations": [1, 4, 16], "temperature": [1.0, 2.0]}},
+               {"method": "vanilla", "vary": {"learning_rate": [1e-5, 5e-5, 2e-4]}}]
+    found = plots.against_settings(collect.collect(*filled(tmp_path, shots=(16,), seeds=range(3), methods=methods)).trials)
+    lines = {one.name.split("-")[0]: set(one.alt.split("): ")[1].split(". ")[0].split("; ")) for one in found if one.name.split("-")[1] == "cola"}
+    assert lines == {"rank": {"lora"}, "width": {"lora learning_rate=0.001,peft_type=BOTTLENECK"}, "demonstrations": {
+        f"distillation inputs={inputs},temperature={temperature}" for inputs in ("few-shot", "pool") for temperature in (1, 2)}}
+    ticks = {one.name.split("-")[0]: [tick.get_text() for tick in one.figure.axes[0].get_xticklabels()] for one in found}
+    assert ticks == {"rank": ["1", "4", "16"], "width": ["8", "64", "256"], "demonstrations": ["1", "4", "16"]}

@@ -153,6 +153,9 @@ def test_a_study_whose_model_or_data_cannot_be_had_is_one_sentence_and_nothing_i
         files = hub.repositories[model].commits[split_revision(OPT_125M)[1]]
         patch.delitem(files, "model.safetensors")  # as the real revision is: pickled weights alone
         assert f"convert it once with `lowres convert {OPT_125M} FOLDER`" in said(model)
+    with monkeypatch.context() as patch:  # the client gives up after its sixth try
+        patch.setitem(hub.cuts, File(files["model.safetensors"]).sha256, [1000] * 6)
+        assert f"model: '{OPT_125M}' could not be fetched from the hub" in said(model)
 
 
 STATUSES = {401: "asks for a login (401)", 403: "gives no access (403)", 404: "does not have it (404)", 429: "has been asked too often (429)",

@@ -7,6 +7,7 @@ are a seaborn.FacetGrid's, whose table has a column `panel` and a column `line`;
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ FILLED = ("full", "none", "left", "bottom", "right", "top")
 DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1)), (0, (1, 1)))  # a method's variants
 DOMAINS = {"in": "in-domain", "out": "out-of-domain"}
 WHERE = {"in": "in domain", "out": "out of domain"}  # the same behind a noun
+FEWEST_NUMBERS = 3  # of a setting that make a figure
 YARDSTICK = {"color": "0.35", "linestyle": ":", "linewidth": 1.8}
 PUBLISHED = {"color": "0.45", "linestyle": "none", "markerfacecolor": "none", "markersize": 9, "zorder": 1}
 
@@ -111,7 +113,7 @@ def means(grid: FacetGrid, x: str, y: str, **how) -> FacetGrid:
 
 
 def against(table: pd.DataFrame, looks: dict[str, dict], x: str, y: str = "accuracy", across: int = 2, called: str = "accuracy") -> FacetGrid:
-    """Lines against shots or rates; a little beside one another, so that bars do not hide each other."""
+    """Lines against shots or another number; a little beside one another, so that bars do not hide each other."""
     places = places_of(table[x])
     aside = {name: 2 ** (min(0.12, 0.9 / len(looks)) * (i - (len(looks) - 1) / 2)) for i, name in enumerate(looks)}
     grid = means(facets(table.assign(at=table[x].map(places).astype(float) * table["line"].map(aside)), looks, across), "at", y)
@@ -120,13 +122,14 @@ def against(table: pd.DataFrame, looks: dict[str, dict], x: str, y: str = "accur
         axes.set_xticks(list(places.values()), [str(n) for n in places])
         axes.set_xlim(min(places.values()) / 1.5, max(places.values()) * 1.5)
         axes.minorticks_off()
-    return grid.set_axis_labels({"shots": "shots (labelled examples per class)"}.get(x, "learning rate"), f"{called}, %")
+    return grid.set_axis_labels({"shots": "shots (labelled examples per class)"}.get(x, x.replace("_", " ")), f"{called}, %")
 
 
 def places_of(counts: Iterable) -> dict:
-    """Where each number of shots, or rate, stands on its axis ('all' to the right of the others)."""
+    """Where each number of shots, or rate, stands on its axis ('all' to the right of the others, 0 to the left)."""
     numbers = sorted({n for n in counts if not isinstance(n, str)})
-    return {n: float(n) for n in numbers} | ({"all": 4.0 * max(numbers, default=1)} if any(isinstance(n, str) for n in counts) else {})
+    least = min((n for n in numbers if n > 0), default=1)
+    return {n: float(n) or least / 4 for n in numbers} | ({"all": 4.0 * max(numbers, default=1)} if any(isinstance(n, str) for n in counts) else {})
 
 
 def below_one_another(table: pd.DataFrame, looks: dict[str, dict], y: str, called: str, **form) -> FacetGrid:
@@ -224,15 +227,43 @@ def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
         rate, flat = lines["learning_rate"].astype(float), level[(level[place] == list(key)).all(axis=1)]
         parts = [named(lines, "setting").assign(rate=rate)]
         parts += [named(flat).assign(rate=end) for end in (rate.min(), rate.max()) if len(flat)]  # level, from the lowest rate to the highest
-        table = over_seeds(pd.concat(parts).assign(panel=lambda table: table["domain"].map(WHERE)), "rate")
+        table = over_seeds(pd.concat(parts).assign(panel=lambda table: table["domain"].map(WHERE)), "rate").rename(columns={"rate": "learning_rate"})
         looks = styles(table["line"])
-        grid = against(table, looks, "rate", called=score_name(lines))
+        grid = against(table, looks, "learning_rate", called=score_name(lines))
         yardsticks(grid)
         alt = (f"{capital(score_name(lines))} on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, "
                f"{' and '.join(grid.axes_dict)} (the mean over its sets): {'; '.join(looks)}. {explained(lines).capitalize()}.")
         title = f"{plain(key[1])}, {plain(key[0])}, {key[2]} shots a class: {counted(lines)}, bars: 95 % over seeds"
         found.append(finished(grid, file_name("rates", key[1], key[0], key[2]), title, alt))
     return found
+
+
+def against_settings(trials: pd.DataFrame) -> list[Picture]:
+    """A figure a model, task, number of shots and setting that some method has at least FEWEST_NUMBERS numbers of (a rank, a width, a temperature):
+    accuracy against it, a panel a domain, a line for what else tells the method's runs apart."""
+    found = []
+    for (model, task, shots), part in trials.groupby(["model", "task", "shots"], sort=False) if len(trials) else ():
+        names = dict.fromkeys(name for variant in part["variant"].unique() for name in re.findall(r"(\w+)'?[=:] ?[\d.]", variant))
+        for name in (name for name in names if name != "learning_rate"):
+            cut = part["variant"].str.extract(rf"^(.*?)\b{name}'?[=:] ?([\d.e+-]+)(.*)$")
+            rest = (cut[0] + cut[2]).str.replace(r"\w+=\{'\}", "", regex=True).str.replace(",,", ",").str.strip(",")
+            lines = part.assign(rest=rest, **{name: cut[1].astype(float)}).dropna(subset=name)
+            lines = lines[lines.groupby(["method", "rest"])[name].transform("nunique") >= FEWEST_NUMBERS]
+            if len(lines):
+                where = f"{plain(task)}, {plain(model)}, {shots} shots a class"
+                found.append(_against_setting(lines, name, where, file_name(name, task, model, shots)))
+    return found
+
+
+def _against_setting(lines: pd.DataFrame, name: str, where: str, file: str) -> Picture:
+    whole = lines[name].map(lambda number: int(number) if number == int(number) else number)
+    table = over_seeds(named(lines.assign(panel=lines["domain"].map(WHERE), **{name: whole.astype(object)}), "rest"), name)
+    looks = styles(table["line"])
+    grid = against(table, looks, name, called=score_name(lines))
+    yardsticks(grid)
+    alt = (f"{capital(score_name(lines))} against {name.replace('_', ' ')}, {where}, {' and '.join(grid.axes_dict)} (the mean over its sets): "
+           f"{'; '.join(looks)}. {explained(lines).capitalize()}.")
+    return finished(grid, file, f"{where}: {counted(lines)}, bars: 95 % over seeds", alt)
 
 
 def profiles(points: pd.DataFrame) -> list[Picture]:

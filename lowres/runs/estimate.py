@@ -27,6 +27,7 @@ from lowres.models.backbone import resolved_precision, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import behind
 from lowres.models.identity import processor
+from lowres.models.weights import resolve
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters
 from lowres.runs.checks import check_study
 from lowres.runs.cluster import default_workers
@@ -188,10 +189,13 @@ def expected(runs: list[Run], workers: int, threads: int) -> dict[str, tuple[flo
 
 
 def before_start(study: Study, remaining: dict[Run, int], workers: int | None, scheduler: str | None) -> tuple[list[str], dict]:
-    """What is said before a study begins, and what is `expected` of its runs. Raises BadInput for what cannot be run."""
+    """What is said before a study begins, and what is `expected` of its runs. Raises BadInput for what cannot be run, and for weights that cannot
+    be fetched: once, and not by each run."""
     said = check_study(study)
-    if scheduler:  # other machines, of which nothing was measured
+    if scheduler:  # other machines, of which nothing was measured, and which have a cache of their own
         return said, {}
+    for name in dict.fromkeys(name for run in remaining for name in (run.parameters.model, getattr(run.parameters, "teacher", "")) if name):
+        resolve(name)
     found, more = foretold(remaining, workers)
     return said + more, found
 
