@@ -22,6 +22,7 @@ from lowres.models.heads import Classifier, Likelihood, word_head
 from lowres.parameters import Adaptive, InContext, Vanilla, validated
 from lowres.runs import mistakes, records
 from lowres.runs.checks import check_file, check_parameters
+from lowres.runs.notebook import start
 from lowres.tasks.kinds import KINDS, in_order, refuse
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw
@@ -278,6 +279,12 @@ def test_scores_of_choices_are_refused_for_other_kinds_and_where_nothing_stands_
     assert check_parameters([("in_context", p.model_copy(update={"pattern": "said", "seeds": [0]}))]) == []
     with pytest.raises(BadInput, match="keep: models of tasks of kind multiple_choice cannot be kept yet"):
         check_can_be_kept("vanilla", Vanilla(task=USES))
+
+
+@pytest.mark.parametrize(("task", "kind"), [(USES, "multiple_choice"), (REQUESTS, "multi_label")])
+def test_what_label_words_get_is_not_explored_where_there_are_none(task, kind):
+    with pytest.raises(BadInput, match=f"^explore: shows what a word for each label gets, and tasks of kind {kind} have none$"):
+        start("in_context", {"task": task}, "explore", demonstrations=0)
 
 
 def test_a_task_of_choices_is_checked_and_evaluated_beside_another(make_task):

@@ -325,6 +325,8 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
     refuse(run.task_file.kind, method, p)
+    if notebook and (not run.task_file.label_words or run.task_file.answers != run.task_file.labels):
+        raise BadInput(f"{notebook}: shows what a word for each label gets, and tasks of kind {run.task_file.kind} have none")
     check_words(p)
     check_method(p)
     rehearse(p)
