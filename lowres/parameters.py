@@ -14,7 +14,9 @@ from lowres.files import ROOT, BadInput, checked, near, read_yaml, shown
 
 Fidelity = Literal["as_described", "as_coded"]
 Words = Literal["label_words", "vocabulary"]
-WordScore = Literal["sum", "mean", "first"]
+WordScore = Literal["sum", "mean", "first", "character"]
+WordScoreRead = Literal["sum", "mean", "first", "character", "unconditional"]  # where nothing trains
+WORD_SCORE = "words of several tokens: sum of log-probabilities, mean, first token alone; choices: sum, mean, character"
 ClassWeights = Literal["none", "balanced"]
 Head = Literal["verbalizer", "classifier"]
 # PEFT's types that are known to work here (a test tries each), and two which are none of PEFT's, BITFIT and BOTTLENECK. Left out are those that want
@@ -110,7 +112,7 @@ class PBFT(Trained):
 
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
-    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
+    word_score: WordScore = Field("sum", description=WORD_SCORE)
     loss: Words = Field("label_words", description="the softmax is over the label words, or the whole vocabulary")
     fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input")
 
@@ -134,7 +136,7 @@ class Adaptive(Trained):
     head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier (layers and corpus only)")
     pattern: str = Field("", description="the (default) pattern by its name; empty: the task's first, plain for a classifier")
     label_words: str = Field("", description="the (default) label words by their name; empty: the task's first")
-    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
+    word_score: WordScore = Field("sum", description=WORD_SCORE)
     search_words: int = Field(20, ge=0, description="pattern: words searched among so many top predictions per label; 0: off")
     choose_always: bool = Field(False, description="pattern: may leave the default below 16 shots, too")
     train_layers: int = Field(0, ge=0, description="layers: how many of the top ones train; 0: the top sixth")
@@ -179,7 +181,7 @@ class LoRA(Trained):
     head: Head = Field("verbalizer", description="label words through the pattern, or a new classifier")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first, plain for a classifier")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
-    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
+    word_score: WordScore = Field("sum", description=WORD_SCORE)
     save_adapter: bool = Field(False, description="keep each trial's adapter in output_dir, as PEFT loads it")
     fidelity: Fidelity = Field("as_described", description="as_coded: the authors' prompted input (wants head classifier, learning_rate 1.0e-5)")
 
@@ -224,7 +226,7 @@ class InContext(Parameters):
 
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
-    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
+    word_score: WordScoreRead = Field("sum", description=f"{WORD_SCORE}, unconditional")
     demonstrations: CountOrAll = Field("all", description="of each class in the prompt, as many as fit; all: all the shots; 0: zero-shot")
     scoring: Literal["label_words", "likelihood"] = Field("label_words", description="likelihood: how probable the text itself is, no prompt")
     calibrate: bool = Field(False, description="divide by what a content-free input gets (Zhao et al. 2021)")
@@ -245,7 +247,7 @@ class Distillation(Trained):
     fidelity: Fidelity = Field("as_described", description="as_coded: random heads, teacher and student read the same prompt, gold labels")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
-    word_score: WordScore = Field("sum", description="label words of several tokens: sum of log-probabilities, mean, or the first token alone")
+    word_score: WordScore = Field("sum", description=WORD_SCORE)
     context: Literal["demonstrations", "instruction"] = Field("demonstrations", description="what the teacher sees and the student does not")
     demonstrations: CountOrAll = Field("all", description="of each class in a context, as many as fit; all: all the shots")
     inputs: Literal["few-shot", "pool"] = Field("few-shot", description="what is learnt on: the shots' own texts in two folds, or other texts")

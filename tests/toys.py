@@ -1,13 +1,14 @@
-"""Three small tasks whose rows were made up for the tests: one has one text column, the next two, and in the last a row has several labels or none.
+"""Small tasks whose rows were made up for the tests: one has one text column, the next two, in `requests` a row has several labels or none, and in
+`uses` one of three choices is right.
 
-    python tests/toys.py      writes the rows of the last
+    python tests/toys.py      writes the rows of the last two
 """
 
 from pathlib import Path
 
 import numpy as np
 
-GRAMMAR, ENTAILMENT, REQUESTS = "tests/tasks/grammar.yaml", "tests/tasks/entailment.yaml", "tests/tasks/requests.yaml"
+GRAMMAR, ENTAILMENT, REQUESTS, USES = (f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses"))
 SHARES = {"refund": 0.4, "delay": 0.3, "address": 0.15, "thanks": 0.25}  # of the rows that have the label
 CLAUSES = {  # in domain a shop's customers, out of domain a library's guests
     "in": {"refund": ["please send my money back", "I would like a refund", "give me back what I paid", "I want the {} refunded"],
@@ -36,12 +37,50 @@ def requests(domain: str, count: int, seed: int) -> list[tuple[str, str]]:
     return list(rows.items())
 
 
+USED = {"in": {"cut bread": ["a knife", "a sharp blade"], "boil water": ["a kettle", "a deep pot"], "eat soup": ["a spoon", "a large wooden spoon"],
+               "dry a plate": ["a towel", "a soft cloth"], "open a tin": ["a tin opener"], "weigh flour": ["the scales", "a pair of scales"]},
+        "out": {"dig a hole": ["a spade", "an old shovel"], "water a bed": ["a can", "a long hose"], "cut a hedge": ["shears", "a pair of shears"],
+                "climb a tree": ["a ladder"], "gather leaves": ["a rake", "a rake and a basket"]}}
+
+
+def uses(domain: str, count: int, seed: int) -> list[tuple[str, ...]]:
+    """Made-up rows, each another: a question, three choices, and the letter of the one that serves."""
+    stream, rows, tasks = np.random.default_rng(seed), {}, list(USED[domain])
+    while len(rows) < count:
+        chosen, right = stream.choice(tasks, 3, replace=False), int(stream.integers(3))
+        things = [str(stream.choice(USED[domain][task])) for task in chosen]
+        who = stream.choice(["I", "you", "we", "they", "the cook", "the neighbours"])
+        rows.setdefault((f"With what do {who} {chosen[right]}?", *things), "ABC"[right])
+    return [(*row, letter) for row, letter in rows.items()]
+
+
+def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Made-up rows: a sentence whose verb agrees with its subject, the same with one that does not, and what it is about."""
+    stream, rows = np.random.default_rng(seed), {}
+    while len(rows) < count:
+        near, what = stream.choice(["garden", "river", "school", "bakery", "bridge"], 2), stream.choice(["walk", "sing", "sleep", "laugh", "wait"])
+        who, many = stream.choice(["child", "nurse", "pilot", "baker", "painter"]), bool(stream.integers(2))
+        subject = f"The {who}{'s' if many else ''} near the {near[0]}"
+        good, bad = (f"{subject} {what}{'s' if one else ''} by the {near[1]}." for one in (not many, many))
+        rows.setdefault((good, bad), "many" if many else "one")
+    return [(*row, about) for row, about in rows.items()]
+
+
 def tables() -> dict[str, str]:
     """The files of the task `requests`, by their names."""
     asked = {"pool": ("in", 360, 0), "shop": ("in", 200, 1), "library": ("out", 200, 2)}
     return {name: "\n".join(["text\tlabels", *map("\t".join, requests(*how))]) + "\n" for name, how in asked.items()}
 
 
+def tables_of_choices() -> dict[str, str]:
+    """The files of the task `uses`, by their names."""
+    asked = {"pool": ("in", 240, 0), "kitchen": ("in", 120, 1), "garden": ("out", 120, 2)}
+    return {name: "\n".join(["question\tfirst\tsecond\tthird\tanswer", *map("\t".join, uses(*how))]) + "\n" for name, how in asked.items()}
+
+
 if __name__ == "__main__":
-    for name, table in tables().items():
-        (Path(__file__).parent / "tasks" / "requests" / f"{name}.tsv").write_text(table)
+    for task, found in {"requests": tables(), "uses": tables_of_choices()}.items():
+        for name, table in found.items():
+            place = Path(__file__).parent / "tasks" / task / f"{name}.tsv"
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(table)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from lowres.models.batches import Inputs, pack
+from lowres.models.batches import Choices, Inputs, pack, read, unconditional
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,9 +23,11 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
 
     `cache`: what stands in front of every text, from `Backbone.encode_context`; the texts are then without the backbone's prefix.
     """
-    ids = [text for inputs in sets.values() for text in inputs.ids]
-    if head.branches:
-        logits = last_states(backbone, ids, cache, head)
+    ids, choices = [text for inputs in sets.values() for text in inputs.ids], [row for inputs in sets.values() for row in inputs.choices]
+    if head.branches or choices:
+        logits = last_states(backbone, ids, cache, head, choices)
+        if getattr(head, "score", "") == "unconditional":
+            logits -= last_states(backbone, unconditional(backbone, ids, choices), None, head, choices)
     else:
         logits = head.logits(last_states(backbone, ids, cache))
     logits = logits.float().cpu().numpy()
@@ -33,16 +36,16 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
 
 
 @torch.inference_mode()
-def last_states(backbone, ids: list[list[int]], cache=None, head=None) -> torch.Tensor:
+def last_states(backbone, ids: list[list[int]], cache=None, head=None, choices: Sequence[Choices] = ()) -> torch.Tensor:
     """The final hidden state at each text's last token, without dropout: (texts, width).
 
-    With a `head` that reads behind the text, its label logits instead, (texts, labels): the states would be too many to keep.
+    With a `head` that reads behind the text, or of texts with `choices`, its label logits instead, (texts, labels): the states would be too many.
     """
     backbone.whole.eval()
     states = torch.empty(len(ids), head.labels if head else backbone.width, device=backbone.device)
     before, branches = cache[0][0].shape[2] if cache else 0, head.branches if head else ()
-    for rows in pack(ids, backbone.device, before, BUDGET, branches):
-        states[rows.texts] = head.logits(backbone.hidden(rows, cache)) if head else backbone.hidden(rows, cache)
+    for rows in pack(ids, backbone.device, before, BUDGET, branches, choices, bool(head and head.whole)):
+        states[rows.texts] = head.logits(read(backbone, rows, cache)) if head else backbone.hidden(rows, cache)
     return states
 
 

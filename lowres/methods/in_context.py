@@ -19,7 +19,7 @@ from lowres.methods.evaluation import predict
 from lowres.models.batches import Inputs, encode, pack
 from lowres.models.heads import PIECE, read_behind, tokens_after_text
 from lowres.tasks.shots import draw
-from lowres.tasks.task_file import TaskFile, filled, read_task
+from lowres.tasks.task_file import CHOICE, TaskFile, filled, read_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ class Context:
 
 def without_prefix(backbone, inputs: Inputs) -> Inputs:
     """The same texts without the backbone's prefix, to stand behind a context."""
-    return Inputs([ids[len(backbone.prefix):] for ids in inputs.ids], inputs.labels, inputs.cut)
+    return Inputs([ids[len(backbone.prefix):] for ids in inputs.ids], inputs.labels, inputs.cut, choices=inputs.choices)
 
 
 def longest(sets: dict[str, Inputs]) -> int:
@@ -221,3 +221,5 @@ def check(p) -> None:
     """What in-context learning asks besides, by likelihood. Raises BadInput."""
     if p.scoring == "likelihood":
         check_likelihood(read_task(p.task))
+    if p.word_score == "unconditional" and read_task(p.task).pattern(p.pattern) == f"{{{CHOICE}}}":
+        raise BadInput("word_score: 'unconditional' takes off what a choice scores alone, and in this pattern it stands alone")

@@ -134,7 +134,7 @@ def texts_in(rows: Rows) -> list[tuple[bytes, slice]]:
     """Where in the flattened rows each text lies, and what names it: its tokens and their positions, which tell branches, too."""
     length, both = rows.ids.shape[1], torch.stack([rows.ids, rows.positions], dim=-1).flatten(0, 1).cpu().numpy()
     found, start = [], 0
-    for last in sorted(rows.last.view(len(rows.texts), -1).amax(1).tolist()):
+    for last in sorted((rows.last.view(len(rows.texts), -1).amax(1) if rows.ends is None else rows.ends).tolist()):
         start = max(start, last - last % length)  # a row begins anew
         found.append((both[start : last + 1].tobytes(), slice(start, last + 1)))
         start = last + 1

@@ -61,11 +61,13 @@ def describe_draw(task: Task, shots: pd.DataFrame, most: int = 8) -> pd.DataFram
     return table
 
 
-def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd.DataFrame:
+def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd.DataFrame | None:
     """A made-up text in the pattern, and how probable the backbone finds each label word there, or yes to each label's question, before any
-    training."""
-    example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
+    training. Of choices the pattern alone: each stands for itself."""
     print("pattern:", repr(pattern))
+    if task.file.choices:
+        return None
+    example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
     print("example:", repr(filled(pattern, example.iloc[0])))
     head = word_head(backbone, task.file, words)
     logits = predict(backbone, head, {"example": encode(backbone, example, pattern, backbone.context_length)})
@@ -109,7 +111,7 @@ def describe_first_adaptation(run) -> pd.DataFrame | None:
         print(f"{choice.reason}: {choice.chosen.pattern}, {choice.chosen.words}")
         return choice.table()
     if p.adapt == "layers":
-        groups = layers_and_corpus.layer_groups(backbone, Classifier(backbone, len(task.labels), streams.weights), p)
+        groups = layers_and_corpus.layer_groups(backbone, Classifier(backbone, len(task.labels), streams.weights, task.kind.loss), p)
         weights = [sum(weight.numel() for weight in group["params"]) for group in groups]
         print(f"{layers_and_corpus.frozen(backbone):,} of {backbone.parameters():,} weights are frozen")
         return pd.DataFrame({"group": [g["name"] for g in groups], "learning rate": [f"{g['lr']:.2e}" for g in groups], "weights": weights})

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowres.files import BadInput
-from lowres.models.batches import Inputs, pack
+from lowres.models.batches import Inputs, pack, read
 from lowres.tasks.shots import Streams
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
         for start in range(0, len(order), p.batch_size):
             batch = inputs.take(order[start : start + p.batch_size])
             loss = 0.0
-            for rows in pack(batch.ids, backbone.device, branches=head.branches):  # gradients of a batch's parts add up to the batch's
-                part = head.loss(backbone.hidden(rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
+            laid = pack(batch.ids, backbone.device, branches=head.branches, choices=batch.choices, whole=head.whole)
+            for rows in laid:  # gradients of a batch's parts add up to the batch's
+                part = head.loss(read(backbone, rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
                 part.backward()
                 loss += part.item()
             must_be_finite(loss, "learning_rate", p.learning_rate, len(training.losses) + 1, steps(len(inputs), p))
@@ -81,7 +82,7 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             training.losses.append(loss)
-            training.tokens += sum(map(len, batch.ids)) + len(batch) * sum(map(len, head.branches))
+            training.tokens += batch.tokens + len(batch) * sum(map(len, head.branches))
     return training
 
 

@@ -8,14 +8,14 @@ every text to itself, so a text's result is what it would be alone, and next to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from lowres.files import BadInput
 from lowres.tasks.kinds import kind_of
-from lowres.tasks.task_file import fields, filled
+from lowres.tasks.task_file import CHOICE, choice_columns, fields, filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,20 +26,52 @@ BUDGET = 2048  # tokens in one forward pass: bounds the memory of a training ste
 
 
 @dataclass
+class Choices:
+    """What may follow a text: the tokens of each choice that not all of them begin with. `shared`: how many of the text's last tokens belong to
+    the choices, too. `characters`: of each choice."""
+
+    own: list[list[int]]
+    shared: int
+    characters: list[int]
+
+    def read(self, whole: bool) -> list[list[int]]:
+        """The tokens that are read behind the text: the last of a choice only if it is read as a whole."""
+        return self.own if whole else [tokens[:-1] for tokens in self.own]
+
+
+@dataclass
 class Inputs:
     """Encoded texts. `labels` is a tensor of their indices, (texts,), or, for several labels a text, of 0 and 1, (texts, labels). `cut` counts the
-    texts that were too long; `pattern` is what stands around them."""
+    texts that were too long; `pattern` is what stands around them. `choices`: behind each text, where there are any."""
 
     ids: list[list[int]]
     labels: torch.Tensor
     cut: int = 0
     pattern: str = ""
+    choices: list[Choices] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids)) + sum(len(tokens) for row in self.choices for tokens in row.own)
+
     def take(self, index: Sequence[int]) -> Inputs:
-        return Inputs([self.ids[i] for i in index], self.labels[list(index)])
+        return Inputs([self.ids[i] for i in index], self.labels[list(index)], choices=[self.choices[i] for i in index if self.choices])
+
+
+@dataclass
+class Following:
+    """Where tokens of choices are foretold: `place` among a pass's hidden states, ascending, the `token` that follows there, and which of all its
+    choices that is a token of. `tokens`, `characters`: (texts, choices). With the states themselves it is what a head scores."""
+
+    place: torch.Tensor
+    token: torch.Tensor
+    choice: torch.Tensor
+    tokens: torch.Tensor
+    characters: torch.Tensor
+    hidden: torch.Tensor | None = None  # (places, width)
 
 
 @dataclass
@@ -48,7 +80,8 @@ class Rows:
 
     ids, positions: (rows, length). mask: (rows, 1, length, before + length), 0 where a token may look and the smallest
     number elsewhere. last: where in the flattened rows each text ends, (texts,); with branches, where it ends and where each of their tokens
-    is, (texts, 1 + tokens). texts: which texts of the inputs these are.
+    is, (texts, 1 + tokens); with choices, where each ends, (texts, choices), or every place that foretells a token of one (`following`).
+    texts: which texts of the inputs these are. ends: with choices, where a text and all behind it end, (texts,).
     """
 
     ids: torch.Tensor
@@ -56,6 +89,14 @@ class Rows:
     mask: torch.Tensor
     last: torch.Tensor
     texts: list[int]
+    ends: torch.Tensor | None = None
+    following: Following | None = None
+
+
+def read(backbone, rows: Rows, cache=None) -> torch.Tensor | Following:
+    """What a head takes: the final hidden states of `rows`, and what follows them where choices are scored token by token."""
+    hidden = backbone.hidden(rows, cache)
+    return replace(rows.following, hidden=hidden) if rows.following else hidden
 
 
 def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
@@ -64,6 +105,8 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     An input of more than `max_length` tokens loses the end of its longest text column, never a part of the pattern.
     """
     columns = list(dict.fromkeys(fields(pattern)))  # a pattern may say a text twice
+    if CHOICE in columns and CHOICE not in examples:
+        return _encode_choices(backbone, examples, pattern, max_length)
     room = min(max_length, backbone.context_length) - len(backbone.prefix)
     records = examples[columns].to_dict("records")
     ids = backbone.tokenize([filled(pattern, record) for record in records]) if records else []
@@ -71,25 +114,79 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     for i, record in enumerate(records):
         cut += len(ids[i]) > room
         while len(ids[i]) > room:
-            longest = max(columns, key=lambda column: len(record[column]))
-            excess = len(ids[i]) - room
-            words = backbone.tokenize([record[longest]])[0]
-            if len(words) <= 1:
-                raise BadInput(f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
-            shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
-            record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
+            _shorten(backbone, record, columns, len(ids[i]) - room,
+                     f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
             ids[i] = backbone.tokenize([filled(pattern, record)])[0]
     return Inputs([backbone.prefix + text for text in ids], torch.tensor(kind_of(examples).gold(examples)), cut, pattern)
 
 
+def _shorten(backbone, record: dict[str, str], columns: list[str], excess: int, refusal: str) -> None:
+    """Cuts the end off a record's longest text, by so many tokens or half of it."""
+    longest = max(columns, key=lambda column: len(record[column]), default="")
+    words = backbone.tokenize([record[longest]])[0] if columns else []
+    if len(words) <= 1:
+        raise BadInput(refusal)
+    shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
+    record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
+
+
+def _encode_choices(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
+    """Rows of choices: the tokens that a row's filled patterns begin with in common, which are read once, and behind them those of each choice.
+
+    A choice begins where the tokens of the pattern without it end. Where nothing stands in front of it, something must, to foretell its first
+    token: the token by which the tokenizer ends a text. An input that is too long loses the end of its longest other text.
+    """
+    names, columns = choice_columns(examples), [name for name in dict.fromkeys(fields(pattern)) if name != CHOICE]
+    front, room = _front(backbone), min(max_length, backbone.context_length)
+    inputs = Inputs([], torch.tensor(kind_of(examples).gold(examples)), pattern=pattern)
+    for row, record in zip(examples.index, examples[[*columns, *names]].to_dict("records")):
+        alone, whole = _told(backbone, pattern, record, names)
+        inputs.cut += len(front) + max(map(len, whole)) > room
+        while (excess := len(front) + max(map(len, whole)) - room) > 0:
+            _shorten(backbone, record, columns, excess, f"max_length: {max_length} leaves no room for the choices of row {row}")
+            alone, whole = _told(backbone, pattern, record, names)
+        shared = min(_in_common(whole), min(map(len, whole)) - 1)
+        begin = min(_in_common([alone, tokens]) for tokens in whole)
+        inputs.ids.append(front + whole[0][:shared])
+        inputs.choices.append(Choices([tokens[shared:] for tokens in whole], max(0, shared - begin), [len(record[name].strip()) for name in names]))
+    return inputs
+
+
+def _told(backbone, pattern: str, record: dict[str, str], names: list[str]) -> tuple[list[int], list[list[int]]]:
+    """The pattern's tokens without a choice, and with each."""
+    alone, *whole = (filled(pattern, {**record, CHOICE: choice}) for choice in ("", *(record[name] for name in names)))
+    alone, *whole = backbone.tokenize([alone.rstrip(), *whole])
+    return alone, whole
+
+
+def _in_common(texts: list[list[int]]) -> int:
+    """How many tokens texts begin with in common."""
+    return next((i for i, tokens in enumerate(zip(*texts)) if len(set(tokens)) > 1), min(map(len, texts)))
+
+
+def _front(backbone) -> list[int]:
+    """What stands in front of a choice with nothing else in front of it."""
+    end = backbone.tokenizer.eos_token_id
+    if not backbone.prefix and end is None:
+        raise BadInput(f"model: {backbone.name!r}: its tokenizer has no token that could stand in front of a choice")
+    return backbone.prefix or [end]
+
+
+def unconditional(backbone, ids: list[list[int]], choices: list[Choices]) -> list[list[int]]:
+    """Texts without what stands in front of their choices."""
+    return [_front(backbone) + text[len(text) - row.shared:] for text, row in zip(ids, choices)]
+
+
 def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET,
-         branches: Sequence[list[int]] = ()) -> Iterator[Rows]:
+         branches: Sequence[list[int]] = (), choices: Sequence[Choices] = (), whole: bool = False) -> Iterator[Rows]:
     """Lays texts into rows, at most `budget` tokens at a time. `before`: tokens that every row sees in front of it.
 
-    `branches`: tokens that stand behind each text, each branch as if it were the only one: it sees the text and itself.
+    `branches`: tokens that stand behind each text, each branch as if it were the only one: it sees the text and itself. So does each of a text's
+    own `choices`, which are read to their ends (`whole`), or as far as their last tokens are foretold.
     """
     behind = [token for branch in branches for token in branch]
     ids = [text + behind for text in ids] if behind else ids
+    ids = [text + [token for tokens in row.read(whole) for token in tokens] for text, row in zip(ids, choices)] if choices else ids
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[list[int]] = []
     # A row reads all that stands in front of it: behind 1,500 tokens rows of 500 take 0.65 of the time that rows of 128 take.
@@ -106,7 +203,7 @@ def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int =
     at_once = max(1, budget // max(before + length, 1))
     for start in range(0, len(rows), at_once):
         laid = _lay(ids, rows[start : start + at_once], device, before)
-        yield _branched(laid, branches) if behind else laid
+        yield _branched(laid, branches) if behind else _followed(laid, choices, whole) if choices else laid
 
 
 def _branched(laid: Rows, branches: Sequence[list[int]]) -> Rows:
@@ -122,6 +219,37 @@ def _branched(laid: Rows, branches: Sequence[list[int]]) -> Rows:
     looks, seen = branch_of.view(count, length, 1), branch_of.view(count, 1, length)
     laid.mask[..., -length:].masked_fill_(((seen > 0) & (seen != looks))[:, None], torch.finfo(torch.float32).min)
     return Rows(laid.ids, positions.view(count, length), laid.mask, torch.cat([end, here], dim=1), laid.texts)
+
+
+def _followed(laid: Rows, choices: Sequence[Choices], whole: bool) -> Rows:
+    """The same rows, each of whose texts ends with its own choices, which do not see each other."""
+    (count, length), device, tokens = laid.ids.shape, laid.ids.device, laid.ids.flatten().tolist()
+    positions, branch_of = laid.positions.flatten().tolist(), [0] * (count * length)
+    places, tips, found = [], [], []  # found: place, token, choice
+    for text, last in zip(laid.texts, laid.last.tolist()):
+        row, base, first = choices[text], len(tips), len(places)
+        parts = row.read(whole)
+        end = start = last - sum(map(len, parts))  # where the text itself ends
+        places += range(end - row.shared, end + 1)
+        found += [(first + i, tokens[end - row.shared + i + 1], base + k) for i in range(row.shared) for k in range(len(parts))]
+        found += [(first + row.shared, own[0], base + k) for k, own in enumerate(row.own)]
+        for k, part in enumerate(parts):
+            for i in range(len(part)):
+                start += 1
+                positions[start], branch_of[start] = positions[end] + 1 + i, k + 1
+                if not whole:
+                    found.append((len(places), row.own[k][i + 1], base + k))
+                places.append(start)
+            tips.append(start)
+    seen = torch.tensor(branch_of, device=device).view(count, 1, length)
+    laid.mask[..., -length:].masked_fill_(((seen > 0) & (seen != seen.mT))[:, None], torch.finfo(torch.float32).min)
+    laid = replace(laid, positions=torch.tensor(positions, device=device).view(count, length), ends=laid.last)
+    if whole:
+        return replace(laid, last=torch.tensor(tips, device=device).view(len(laid.texts), -1))
+    rows = [choices[text] for text in laid.texts]
+    counts = [[row.shared + len(own) for own in row.own] for row in rows], [row.characters for row in rows]
+    following = Following(*torch.tensor(found, device=device).T, *(torch.tensor(count, device=device) for count in counts))
+    return replace(laid, last=torch.tensor(places, device=device), following=following)
 
 
 def _lay(ids: list[list[int]], rows: list[list[int]], device: torch.device | str, before: int) -> Rows:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lowres.files import BadInput
 
 if TYPE_CHECKING:
+    from lowres.models.batches import Following
     from lowres.tasks.task_file import TaskFile
 
 PIECE = 256  # tokens whose logits over the whole vocabulary are held at a time: 50 MB for 50,000 words
@@ -26,26 +27,27 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tens
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weights, reduction="sum")
 
 
-LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}  # by a kind's `loss`
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "choice": softmax_loss}  # by a kind's `loss`
 
 
 class Classifier(nn.Module):
     """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream; of several labels a
-    text each has a sigmoid."""
+    text each has a sigmoid. Of choices each has a score w h(x, choice), by one vector w."""
 
     branches = ()  # a text is read, and nothing behind it
+    whole = True  # choices to their ends
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, labels: int, seed: int, loss: str = "softmax"):
         super().__init__()
-        self.of_logits = LOSSES[loss]
+        self.of_logits, self.labels = LOSSES[loss], labels
         spread = getattr(backbone.model.config, "initializer_range", None) or getattr(backbone.model.config, "init_std", 0.02)
-        weight = torch.empty(labels, backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
+        weight = torch.empty(1 if loss == "choice" else labels, backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight.to(backbone.device))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (texts, width) -> (texts, labels)."""
-        return hidden @ self.weight.T
+        """hidden: (texts, width) -> (texts, labels); of choices (texts, choices, width)."""
+        return (hidden @ self.weight.T).squeeze(-1) if hidden.ndim == 3 else hidden @ self.weight.T
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Summed over the texts."""
@@ -62,6 +64,7 @@ class Verbalizer(nn.Module):
     With `over` "vocabulary" the training loss takes its softmax over all words (Mosbach et al. 2023); predictions compare label words either way.
     """
 
+    whole = False
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, words: list[str], over: str = "label_words", score: str = "sum"):
@@ -107,6 +110,7 @@ class Questions(nn.Module):
     The text is read once for all labels: each question branches off behind it. `questions`: one a label, `words`: for no and yes, a token each.
     """
 
+    whole = False
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, questions: list[str], words: list[str], score: str = "sum"):
@@ -127,8 +131,42 @@ class Questions(nn.Module):
         return sigmoid_loss(self.logits(hidden), labels, self.class_weights)
 
 
-def word_head(backbone, spec: TaskFile, words: list[str], over: str = "label_words", score: str = "sum") -> Verbalizer | Questions:
-    """The head that reads words behind a task's pattern: one for each label, or, where a question is asked for each label, no and yes."""
+class Likelihood(nn.Module):
+    """p(choice | x) = softmax over the choices of their scores, each choice's log-probability in the pattern: no new weights.
+
+    `score`: "sum" over its tokens, which is the log-probability itself; "mean", a token's share of that; "character", a character's;
+    "unconditional": less the log-probability of the same tokens with nothing in front of them (Holtzman et al. 2021, arXiv 2104.08315), which
+    `evaluation.predict` takes off, since that is another text. What the choices begin with in common is read once.
+    """
+
+    branches, whole = (), False
+    class_weights: torch.Tensor | None = None  # none: a choice's place is no class
+
+    def __init__(self, backbone, labels: int, score: str = "sum"):
+        super().__init__()
+        self.output = lambda: backbone.output
+        self.labels, self.score = labels, score
+
+    def logits(self, read: Following) -> torch.Tensor:
+        """(texts, choices)."""
+        parts = []
+        for start, hidden in zip(range(0, len(read.hidden), PIECE), read.hidden.split(PIECE)):
+            words = hidden @ self.output().T
+            here = (read.place >= start) & (read.place < start + PIECE)
+            place = read.place[here] - start
+            parts.append(words[place, read.token[here]] - words.logsumexp(1)[place])
+        total = torch.zeros(read.tokens.numel(), device=read.hidden.device).index_add(0, read.choice, torch.cat(parts)).view_as(read.tokens)
+        return total / {"mean": read.tokens, "character": read.characters}.get(self.score, 1)
+
+    def loss(self, read: Following, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy, summed over the texts."""
+        return softmax_loss(self.logits(read), labels, self.class_weights)
+
+
+def word_head(backbone, spec: TaskFile, words: list[str], over: str = "label_words", score: str = "sum") -> Verbalizer | Questions | Likelihood:
+    """The head that reads words behind a task's pattern: one for each label; where a question is asked for each label, no and yes; or choices."""
+    if spec.choices:
+        return Likelihood(backbone, len(spec.labels), score)
     if spec.questions:
         return Questions(backbone, spec.asked, words, score)
     return Verbalizer(backbone, words, over, score)

@@ -145,7 +145,7 @@ def check_words(p: Parameters) -> list[str]:
     for name in (getattr(p, "pattern", ""), *listed.get("pattern", ())):
         spec.pattern(name)
     tokenizer = load_tokenizer(resolve(p.model, weights=False))
-    if not hasattr(p, "label_words"):
+    if not hasattr(p, "label_words") or not spec.label_words:
         return []
     try:
         words = [spec.words(name) for name in (p.label_words, *listed.get("label_words", ()))]

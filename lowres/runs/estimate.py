@@ -88,7 +88,7 @@ def sizes(model: str, task: str, data_dir: str, rows: int, also: tuple[str, ...]
 
     def tokens(part) -> float:
         some = part.sample(min(len(part), SAMPLE), random_state=0)
-        return sum(map(len, encode(reader, some, text, max_length).ids)) / len(some) + more
+        return encode(reader, some, text, max_length).tokens / len(some) + more
 
     embedded = {id(weight): weight.numel() for weight in (shape.get_input_embeddings().weight, shape.get_output_embeddings().weight)}
     total, layers = sum(weight.numel() for weight in shape.parameters()), layer_stack(shape.base_model)

@@ -195,7 +195,7 @@ class Run:
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         if backbone.compiled:
             seconds["compile"] = self.meter.compiling()
-        evaluated_tokens = sum(len(ids) for inputs in evaluation.values() for ids in inputs.ids)
+        evaluated_tokens = sum(inputs.tokens for inputs in evaluation.values())
         training, read = outcome.training, outcome.read + self._behind() * sum(map(len, evaluation.values()))
         total, embedded = backbone.parameters(), backbone.embeddings()
         return {
@@ -257,6 +257,8 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
     refuse(run.task_file.kind, method, p)
+    if notebook and (not run.task_file.label_words or run.task_file.answers != run.task_file.labels):
+        raise BadInput(f"{notebook}: shows what a word for each label gets, and tasks of kind {run.task_file.kind} have none")
     check_words(p)
     check_method(p)
     rehearse(p)

@@ -6,17 +6,24 @@ A kind is one class here. Who needs one of these asks `task.kind`; its loss and 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowres.files import BadInput
+from lowres.tasks.task_file import choice_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lowres.tasks.table import Table
+    from lowres.tasks.task_file import TaskFile
+
 UNEVEN = 3
+ORDER = "choices, order 0"  # the seed of the order in which a row's choices stand
 JOINED = "|"  # between the labels of a row, where they are written
 
 
@@ -24,11 +31,20 @@ class Classification:
     """One label a row: its index."""
 
     name, metric, loss, several = "classification", "accuracy", "softmax", False
-    without: dict[str, tuple[str, ...]] = {}  # what has no meaning for this kind (yet), as `refuse` takes it
+    # What has no meaning for this kind (yet), as `refuse` takes it.
+    without: dict[str, tuple[str, ...]] = {"word_score": ("character", "unconditional")}
 
     def parts(self, cell: str, separator: str) -> list[str]:
         """The labels that a cell of the file names."""
         return [cell]
+
+    def named_in(self, table: Table, spec: TaskFile) -> pd.Series:
+        """Of each of a file's rows, the cell that names its label."""
+        return table.text(spec.label).fillna("")
+
+    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, int]:
+        """Rows as they are used, and how many were dropped."""
+        return rows, 0
 
     def label(self, found: list[str | None], labels: list[str]) -> int | None:
         """What a row's `label` is, of the names in its cell; None for a row that is not asked for."""
@@ -105,12 +121,44 @@ class Classification:
         return softmax(logits, axis=1).max(axis=1)
 
 
-class MultiLabel:
+class MultipleChoice(Classification):
+    """One of a row's choices is right: its place is the label. Choices are texts; each is scored in the pattern, and the answer is the highest."""
+
+    name, loss = "multiple_choice", "choice"
+    without = {"method": ("distillation", "baselines"), "adapt": ("pattern", "corpus"), "loss": ("vocabulary",), "word_score": ("first",),
+               "scoring": ("likelihood",), "class_weights": ("balanced",), "label_words": (), "demonstrations": (), "calibrate": (), "choose": ()}
+
+    def named_in(self, table: Table, spec: TaskFile) -> pd.Series:
+        if not spec.right:
+            return super().named_in(table, spec)
+        return table.text(spec.right).map(lambda _: spec.labels[spec.choices.index(spec.right)])
+
+    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, int]:
+        """Without rows in which another choice is the same as the right one. Where one column has the right choice of every row, each row's choices
+        stand in an order that its texts decide alone, whichever is right: a constant answer is at chance."""
+        names = choice_columns(rows)
+        choices, right = rows[names].to_numpy(object), rows["label"].to_numpy(int)
+        kept = np.array([list(map(str.strip, row)).count(row[i].strip()) == 1 for row, i in zip(choices, right)], bool)
+        rows, choices, right = rows[kept].copy(), choices[kept], right[kept]
+        if spec.right and len(rows):
+            about = rows[[name for name in spec.text if name not in names]].to_numpy(object)
+            orders = np.array([in_order(texts, row) for texts, row in zip(about, choices)])
+            rows[names], rows["label"] = np.take_along_axis(choices, orders, axis=1), (orders == right[:, None]).argmax(axis=1)
+        return rows, int((~kept).sum())
+
+
+def in_order(about: Sequence[str], choices: Sequence[str]) -> list[int]:
+    """Places of choices, by SHA-256 of each behind all of the row's texts: those of another row say nothing of this one's."""
+    row = "\x1f".join([ORDER, *about, *sorted(choices)])
+    return sorted(range(len(choices)), key=lambda i: hashlib.sha256(f"{row}\x1f\x1f{choices[i]}".encode()).digest())
+
+
+class MultiLabel(Classification):
     """Several labels a row, or none: a tuple with 1 for each label that it has and 0 for the others. A label is given where its logit is above 0."""
 
     name, metric, loss, several = "multi_label", "micro_f1", "sigmoid", True
     without = {"method": ("distillation",), "adapt": ("pattern",), "loss": ("vocabulary",), "classifier": ("brought",), "scoring": ("likelihood",),
-               "demonstrations": (), "calibrate": (), "choose": ()}
+               "word_score": ("character", "unconditional"), "demonstrations": (), "calibrate": (), "choose": ()}
 
     def parts(self, cell: str, separator: str) -> list[str]:
         return [part for part in cell.split(separator) if part.strip()] if cell.strip() else []
@@ -206,7 +254,7 @@ class MultiLabel:
         return expit(np.abs(logits)).prod(axis=1)
 
 
-KINDS = {kind.name: kind for kind in (Classification(), MultiLabel())}
+KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice())}
 
 
 def refuse(kind: str, method: str, p) -> None:
@@ -219,7 +267,7 @@ def refuse(kind: str, method: str, p) -> None:
 
 
 def kind_of(rows: pd.DataFrame) -> Classification | MultiLabel:
-    """The kind of a task whose rows these are, told by the form of their labels."""
+    """The kind of a task whose rows these are, told by the form of their labels; an index of choices is drawn and counted like any other."""
     return KINDS["multi_label" if isinstance(next(iter(rows["label"]), 0), tuple) else "classification"]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lowres.tasks.kinds import Classification, MultiLabel
+    from lowres.tasks.kinds import Classification, MultiLabel, MultipleChoice
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
 ALL_OTHERS = "*"  # in `relabel`: every value that is not named
@@ -86,7 +86,7 @@ class Task:
         return self.file.labels
 
     @property
-    def kind(self) -> Classification | MultiLabel:
+    def kind(self) -> Classification | MultiLabel | MultipleChoice:
         from lowres.tasks.kinds import KINDS
 
         return KINDS[self.file.kind]
@@ -252,7 +252,7 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
     import pandas as pd
 
     extra = getattr(source, "break_down_by", [])
-    texts, values = {name: table.text(column) for name, column in spec.columns.items()}, table.text(spec.label).fillna("")
+    texts, values = {name: table.text(column) for name, column in spec.columns.items()}, task.kind.named_in(table, spec)
     names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
     names |= {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
     parts = {value: task.kind.parts(value, spec.separator) for value in set(values)}
@@ -272,13 +272,16 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
     for name, column in texts.items():
         result[name] = column[kept]
         if (empty := result[name].isna() | (result[name].fillna("").str.strip() == "")).any():
-            raise BadInput(f"{table.where}: {name}: is empty in {table.place(int(empty.idxmax()))}")
+            raise BadInput(f"{table.where}: {spec.columns[name]}: is empty in {table.place(int(empty.idxmax()))}")
     result["label"] = labels[kept].astype(object if task.kind.several else int)
+    rows, alike = task.kind.arranged(pd.DataFrame(result), spec)
+    if alike:
+        task.notes.append(f"{set_name}: {alike:,} of {len(rows) + alike:,} rows dropped, in which another choice is the same as the right one")
     for column in extra:
         # A break-down by the label shows the names; `label` itself stays the index.
-        told = labels[kept].map(lambda label: task.kind.written(label, spec.labels)) if column == "label" else table.text(column)[kept].fillna("")
-        result[column if column != "label" else "gold"] = told
-    return pd.DataFrame(result)
+        told = rows["label"].map(lambda label: task.kind.written(label, spec.labels)) if column == "label" else table.text(column)[rows.index]
+        rows[column if column != "label" else "gold"] = told.fillna("")
+    return rows
 
 
 def _cleaned(pool: pd.DataFrame, task: Task) -> pd.DataFrame:

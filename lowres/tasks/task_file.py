@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, shown
 
 OF_USER = " (text)"
+CHOICE = "choice"  # in a pattern: one of a row's choices
+OWN_KEYS = {"multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right")}  # of a kind alone
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -26,6 +28,11 @@ def fields(pattern: str) -> list[str]:
 def filled(pattern: str, values: Mapping[str, str]) -> str:
     """The pattern with a value in each place, by its name alone: nothing of Python's formatting is heeded. `{{` and `}}` are braces."""
     return PLACE.sub(lambda found: found[0][0] if found[1] is None else values[found[1]], pattern)
+
+
+def choice_columns(names: Iterable[str]) -> list[str]:
+    """Those of a frame's columns that hold its rows' choices, in their order."""
+    return [name for name in names if re.fullmatch(rf"{CHOICE} \d+ of \d+", name)]
 
 
 def _inside_the_folder(path: str) -> str:
@@ -74,15 +81,17 @@ class TaskFile(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     version: int
     description: str
-    kind: Literal["classification", "multi_label"] = "classification"  # one label a row; or several, or none
+    kind: Literal["classification", "multi_label", "multiple_choice"] = "classification"  # one label a row; several, or none; one of its choices
     show_rows: bool = False  # whether notebooks may print the texts
     embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
     folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
     split: str = ""  # a .csv with the columns row and part, relative to the task file: which rows of a file are whose
-    text: list[str] = Field(min_length=1)
+    text: list[str] = Field(min_length=1)  # of choices what they are about, if anything; behind it stand their own names here, `choice 1 of 2`
+    choices: list[str] = []  # multiple_choice: the columns with a row's choices
+    right: str = ""  # multiple_choice: the one of them that is right in every row, which then are put in another order; empty: `label` names it
     label: str = "label"
     separator: str = Field("|", min_length=1)  # multi_label: between the labels of a row
-    labels: list[str] = Field(min_length=2)  # in the order of their indices
+    labels: list[str] = Field(min_length=2)  # in the order of their indices; of choices what `label` calls them (else by their columns)
     relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop it; "*": every value that is not named
     pool: Source
     unlabelled: Source | None = None  # more rows like the pool's, of which only the texts are read
@@ -90,13 +99,19 @@ class TaskFile(BaseModel):
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
     questions: dict[str, str] = {}  # multi_label: what is asked behind the pattern, a question a label
-    label_words: dict[str, dict[str, str]] = Field(min_length=1)  # a word for each label; of questions for "no" and "yes"
+    label_words: dict[str, dict[str, str]]  # a word for each label; of questions for "no" and "yes"; of choices none
     instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
     @property
     def columns(self) -> dict[str, str]:
         """By the name that a text has here, the column of the files: a column called `label` is not the label's index."""
-        return {name: name.removesuffix(OF_USER) for name in self.text}
+        named = dict(zip(choice_columns(self.text), self.choices))
+        return {name: named.get(name, name.removesuffix(OF_USER)) for name in self.text}
+
+    @property
+    def places(self) -> list[str]:
+        """What a pattern has a place for."""
+        return [name for name in self.text if name not in choice_columns(self.text)] + [CHOICE] if self.choices else self.text
 
     @model_validator(mode="before")
     @classmethod
@@ -107,6 +122,21 @@ class TaskFile(BaseModel):
         patterns = {name: named(text) for name, text in (content.get("patterns") or {}).items()}
         return content | {"text": [f"label{OF_USER}" if name == "label" else name for name in content["text"]], "patterns": patterns}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_are_texts(cls, content: Any) -> Any:
+        """A row's choices are among its texts, and name the labels where nothing else does."""
+        if not isinstance(content, dict) or content.get("kind") != "multiple_choice":
+            return content
+        if not isinstance(choices := content.get("choices"), list) or len({str(column) for column in choices}) < max(2, len(choices)):
+            raise ValueError(f"choices: two columns at least are wanted, each once, not {choices}")
+        if content.get("right") and "label" in content:
+            raise ValueError("right: goes without `label`, which would name the right choice as well")
+        named = [f"{CHOICE} {i} of {len(choices)}" for i in range(1, len(choices) + 1)]
+        labels = [f"{CHOICE} {i}" for i in range(1, len(choices) + 1)] if content.get("right") else choices
+        texts = content.get("text") or []
+        return {"labels": labels, "label_words": {}} | content | {"text": [*texts, *named] if isinstance(texts, list) else texts}
+
     @model_validator(mode="after")
     def _holds_together(self) -> TaskFile:
         for name, pattern in self.patterns.items():
@@ -115,9 +145,9 @@ class TaskFile(BaseModel):
             except ValueError as error:
                 raise ValueError(f"patterns.{name}: {pattern!r}: {error}") from None
             for column in columns:
-                if column not in self.text:
-                    raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.text)}")
-            for column in set(self.text) - set(columns):
+                if column not in self.places:
+                    raise ValueError(f"patterns.{name}: {pattern!r} asks for {column!r}, which is no text column{near(column, self.places)}")
+            for column in set(self.places) - set(columns):
                 raise ValueError(f"patterns.{name}: {pattern!r} has no place for the text column {column!r}")
         parted = [source for source in (self.pool, self.unlabelled, *self.evaluation.values()) if source and source.part]
         if bool(parted) != bool(self.split):
@@ -127,7 +157,12 @@ class TaskFile(BaseModel):
         for name, words in self.label_words.items():
             if set(words) != set(self.answers):
                 raise ValueError(f"label_words.{name}: a word for each of {self.answers} is wanted, not {words}")
-        self._asks_for_each_label()
+        for key in (key for kind, keys in OWN_KEYS.items() if kind != self.kind for key in keys):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: goes with kind: {next(kind for kind, keys in OWN_KEYS.items() if key in keys)}")
+        self._asks_for_each_label() if self.kind == "multi_label" else self._has_choices() if self.kind == "multiple_choice" else None
+        if not self.label_words and not self.choices:
+            raise ValueError("label_words: one set of them at least is wanted, by its name")
         for label in fields(self.instruction):
             if label not in self.labels:
                 raise ValueError(f"instruction: asks for the word of {label!r}, which is no label{near(label, self.labels)}")
@@ -149,11 +184,6 @@ class TaskFile(BaseModel):
         return [self.questions[label] for label in self.labels]
 
     def _asks_for_each_label(self) -> None:
-        if self.kind == "classification":
-            for key in ("questions", "separator"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key}: goes with kind: multi_label")
-            return
         for label in self.labels:
             if "|" in label or self.separator in label:  # bars stand between labels where they are written
                 raise ValueError(f"labels: {label!r} contains what stands between labels")
@@ -163,12 +193,26 @@ class TaskFile(BaseModel):
             if label not in self.labels:
                 raise ValueError(f"questions: {label!r} is no label{near(label, self.labels)}")
 
+    def _has_choices(self) -> None:
+        if self.right and self.right not in self.choices:
+            raise ValueError(f"right: {self.right!r} is none of the choices{near(self.right, self.choices)}")
+        if len(self.labels) != len(self.choices):
+            raise ValueError(f"labels: a name for each of {len(self.choices)} choices is wanted, not {self.labels}")
+        if CHOICE in self.text or self.label_words:
+            raise ValueError(f"text: a column called {CHOICE!r} is not possible beside choices" if CHOICE in self.text
+                             else "label_words: there are none of choices, which stand for themselves")
+        for name, pattern in self.patterns.items():
+            if not pattern.endswith(f"{{{CHOICE}}}") or fields(pattern).count(CHOICE) > 1:
+                raise ValueError(f"patterns.{name}: {pattern!r} does not end with {{{CHOICE}}}, which stands there once")
+
     def pattern(self, name: str) -> str:
         """The pattern of that name; the first if the name is empty."""
         return self._named("patterns", name)
 
     def words(self, name: str) -> list[str]:
-        """A word for each of `answers`, in their order: the label words of that name; the first if it is empty."""
+        """A word for each of `answers`, in their order: the label words of that name; the first if it is empty; of choices none."""
+        if self.choices and not name:
+            return []
         words = self._named("label_words", name)
         return [words[answer] for answer in self.answers]
 
