@@ -71,11 +71,11 @@ class Parameters(BaseModel):
 
 
 class Trained(Parameters):
-    """What every method that trains has besides. Defaults are the paper's (arXiv 2405.13181)."""
+    """What every method that trains has besides. Defaults are the paper's (arXiv 2405.13181), but for the learning rates: see parameters/methods/."""
 
     epochs: int = Field(40, ge=1, description="passes over the shots")
     batch_size: int = Field(32, ge=1, description="examples per optimizer step")
-    learning_rate: float = Field(1.0e-5, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(5.0e-5, gt=0, description="peak of the schedule")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="part of the steps that warms up, linearly; at least 1 step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     class_weights: ClassWeights = Field("none", description="balanced: of uneven shots each class counts as much as the others")
@@ -104,7 +104,13 @@ class Trained(Parameters):
 class Vanilla(Trained):
     """A new linear head on the last token; every weight trains."""
 
-    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' schedule, quirk by quirk")
+    learning_rate: float = Field(2.0e-4, gt=0, description="peak of the schedule")
+    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' schedule, quirk by quirk (wants learning_rate 1.0e-5)")
+
+    @field_validator("fidelity")
+    @classmethod
+    def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
+        return _as_coded(fidelity, others.data)
 
 
 class PBFT(Trained):
@@ -114,12 +120,12 @@ class PBFT(Trained):
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
     word_score: WordScore = Field("sum", description=WORD_SCORE)
     loss: Words = Field("label_words", description="the softmax is over the label words, or the whole vocabulary")
-    fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input")
+    fidelity: Fidelity = Field("as_described", description="as_coded: a new random head on the authors' prompted input (wants learning_rate 1.0e-5)")
 
     @field_validator("fidelity")
     @classmethod
     def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
-        return _as_coded(fidelity, others.data, {"loss": "label_words"}, pattern="as_coded")
+        return _as_coded(fidelity, others.data, "as_coded", loss="label_words")
 
 
 # Adaptive fine-tuning's parameters that only one of its readings has.
@@ -144,7 +150,7 @@ class Adaptive(Trained):
     corpus_steps: int = Field(50, ge=1, description="corpus: optimizer steps of language modelling, batch_size texts each")
     corpus_learning_rate: float = Field(5.0e-5, gt=0, description="corpus: peak of its own schedule")
     corpus_rows: int = Field(1000, ge=1, description="corpus: unlabelled texts of the pool that are read")
-    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' layers (wants head classifier, layer_decay 1.0)")
+    fidelity: Fidelity = Field("as_described", description="as_coded: the authors' layers (wants head classifier, layer_decay 1.0, rate 1.0e-5)")
 
     @field_validator(*ADAPTIVE_ONLY)
     @classmethod
@@ -164,14 +170,13 @@ class Adaptive(Trained):
     @field_validator("fidelity")
     @classmethod
     def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
-        ran = {"adapt": "layers", "head": "classifier", "train_layers": 0, "layer_decay": 1.0}
-        return _as_coded(fidelity, others.data, ran, pattern="plain")
+        return _as_coded(fidelity, others.data, "plain", adapt="layers", head="classifier", train_layers=0, layer_decay=1.0)
 
 
 class LoRA(Trained):
     """Small new matrices beside frozen ones; or another of PEFT's adapters."""
 
-    learning_rate: float = Field(2.0e-4, gt=0, description="peak of the schedule; at full fine-tuning's 1e-5 LoRA barely trains")
+    learning_rate: float = Field(5.0e-3, gt=0, description="peak of the schedule; small new matrices want more than whole weights")
     rank: int = Field(8, ge=1, description="LORA: rows of A, columns of B")
     alpha: int = Field(8, ge=1, description="LORA: the product is scaled by alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="LORA: of what goes into A")
@@ -207,12 +212,12 @@ class LoRA(Trained):
     @field_validator("fidelity")
     @classmethod
     def _as_the_authors_ran_it(cls, fidelity: str, others: ValidationInfo) -> str:
-        ran = {"learning_rate": 1e-5, "alpha": 8, "dropout": 0.1, "target_modules": [], "peft_type": "LORA", "head": "classifier"}
-        return _as_coded(fidelity, others.data, ran, pattern="as_coded")
+        return _as_coded(fidelity, others.data, "as_coded", alpha=8, dropout=0.1, target_modules=[], peft_type="LORA", head="classifier")
 
 
-def _as_coded(fidelity: str, asked: dict[str, Any], ran: dict[str, Any], pattern: str) -> str:
+def _as_coded(fidelity: str, asked: dict[str, Any], pattern: str = "", **ran: Any) -> str:
     """A fidelity overrides no parameter: one that says another thing than the authors ran is refused, and both are told."""
+    ran = {"learning_rate": 1e-5} | ran
     wrong = [f"{key} {value!r}, not {asked[key]!r}" for key, value in ran.items() if key in asked and asked[key] != value]
     if asked.get("pattern") not in (None, "", pattern):
         wrong.append(f"the pattern {pattern!r}, not {asked['pattern']!r}")
@@ -244,7 +249,7 @@ class Distillation(Trained):
 
     choosable: ClassVar[tuple[str, ...]] = ("learning_rate", "epochs")
     shots: CountOrAll = Field(16, description="labelled examples per class; all: the whole pool, as_coded only (with epochs: 3)")
-    fidelity: Fidelity = Field("as_described", description="as_coded: random heads, teacher and student read the same prompt, gold labels")
+    fidelity: Fidelity = Field("as_described", description="as_coded: random heads, one prompt, gold labels (wants learning_rate 1.0e-5)")
     pattern: str = Field("", description="a pattern of the task file by its name; empty: its first")
     label_words: str = Field("", description="label words of the task file by their name; empty: its first")
     word_score: WordScore = Field("sum", description=WORD_SCORE)
@@ -278,7 +283,7 @@ class Distillation(Trained):
             raise ValueError("shots = all has no unlabelled input left: it goes with as_coded only")
         if fidelity == "as_coded" and others.data.get("choose"):
             raise ValueError("the authors chose nothing: choose goes with as_described only")
-        return fidelity
+        return _as_coded(fidelity, others.data)
 
     @field_validator("inputs")
     @classmethod

@@ -40,6 +40,8 @@ from lowres.tasks.task_file import read_task
 WORDS = [" No", " Yes"]
 PATTERN = "{sentence} ?"
 
+CODED = {"fidelity": "as_coded", "learning_rate": 1e-5}
+
 
 @pytest.fixture(scope="module")
 def task() -> Task:
@@ -306,10 +308,11 @@ def test_results_stand_side_by_side_and_copies_are_one_trial():
     ({"shots": 0}, "shots: 0"),
     ({"shots": 1}, "inputs: 'few-shot' is not accepted: two folds"),
     ({"demonstrations": 0}, "demonstrations: 0"),
-    ({"fidelity": "as_coded", "top_k": 3}, "top_k: 3"),
-    ({"fidelity": "as_coded", "rank": 3}, "rank: 3"),
-    ({"fidelity": "as_coded", "context": "instruction"}, "context: 'instruction'"),
-    ({"fidelity": "as_coded", "inputs": "pool"}, "inputs: 'pool'"),
+    ({"fidelity": "as_coded"}, "the authors ran learning_rate 1e-05, not 5e-05"),
+    ({**CODED, "top_k": 3}, "top_k: 3"),
+    ({**CODED, "rank": 3}, "rank: 3"),
+    ({**CODED, "context": "instruction"}, "context: 'instruction'"),
+    ({**CODED, "inputs": "pool"}, "inputs: 'pool'"),
 ])
 def test_bad_parameters_are_told_in_a_sentence(values, words):
     with pytest.raises(BadInput) as error:
@@ -318,6 +321,6 @@ def test_bad_parameters_are_told_in_a_sentence(values, words):
 
 
 def test_all_shots_and_one_shot_are_accepted_where_they_make_sense():
-    assert validated("distillation", {"shots": "all", "fidelity": "as_coded", "epochs": 3}, "here").shots == "all"
+    assert validated("distillation", CODED | {"shots": "all", "epochs": 3}, "here").shots == "all"
     assert validated("distillation", {"shots": 1, "inputs": "pool"}, "here").shots == 1
-    assert validated("distillation", {"shots": 1, "fidelity": "as_coded"}, "here").shots == 1
+    assert validated("distillation", CODED | {"shots": 1}, "here").shots == 1

@@ -262,7 +262,7 @@ def test_bad_input_is_told_before_weights_are_read(tiny_opt, given, said):
     ({"rank": 0}, "rank: 0"),
     ({"save_adapter": True}, "nowhere to keep"),
     ({"save_adapter": True, "output_dir": "x", "peft_type": "BITFIT"}, "no adapter that it could load"),
-    ({"fidelity": "as_coded"}, "fidelity: 'as_coded' is not accepted: the authors ran learning_rate 1e-05, not 0.0002; head 'classifier'"),
+    ({"fidelity": "as_coded"}, "fidelity: 'as_coded' is not accepted: the authors ran learning_rate 1e-05, not 0.005; head 'classifier'"),
     ({"fidelity": "as_coded", "head": "classifier", "learning_rate": 1e-5, "alpha": 16}, "the authors ran alpha 8, not 16"),
     ({"fidelity": "as_coded", "head": "classifier", "learning_rate": 1e-5, "pattern": "this_is"}, "the pattern 'as_coded', not 'this_is'"),
 ])

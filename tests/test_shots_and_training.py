@@ -101,7 +101,7 @@ def test_the_loss_falls_and_the_weights_stay_float32_under_bfloat16_autocast(tin
 
 @pytest.mark.parametrize(("shots", "expected_steps", "expected_warmup"), [(2, 40, 0), (16, 40, 4), (32, 80, 8), (64, 160, 16), (128, 320, 32)])
 def test_as_coded_steps_and_warm_up_are_those_of_the_authors(shots, expected_steps, expected_warmup):
-    p = Vanilla(shots=shots, fidelity="as_coded")
+    p = Vanilla(shots=shots, fidelity="as_coded", learning_rate=1e-5)
     assert (steps(2 * shots, p), warmup_steps(2 * shots, p)) == (expected_steps, expected_warmup)
 
 
@@ -117,7 +117,7 @@ def test_a_single_step_trains():
 @pytest.mark.parametrize("examples", [4, 100, 256])
 @pytest.mark.parametrize("fidelity", ["as_described", "as_coded"])
 def test_the_schedule_is_transformers_linear_one(examples, fidelity):
-    p = Vanilla(fidelity=fidelity)
+    p = Vanilla(fidelity=fidelity, learning_rate=1e-5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_linear_schedule_with_warmup(optimizer, warmup_steps(examples, p), steps(examples, p))
     ours = linear_schedule(examples, p)
