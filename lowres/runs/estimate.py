@@ -187,10 +187,10 @@ def expected(runs: list[Run], workers: int, threads: int) -> dict[str, tuple[flo
     return found
 
 
-def before_start(study: Study, remaining: dict[Run, int], workers: int | None, scheduler: str | None) -> tuple[list[str], dict]:
+def before_start(study: Study, remaining: dict[Run, int], workers: int | None, here: bool) -> tuple[list[str], dict]:
     """What is said before a study begins, and what is `expected` of its runs. Raises BadInput for what cannot be run."""
     said = check_study(study)
-    if scheduler:  # other machines, of which nothing was measured
+    if not here:  # other machines, of which nothing was measured
         return said, {}
     found, more = foretold(remaining, workers)
     return said + more, found
