@@ -74,7 +74,8 @@ def test_a_study_on_a_described_cluster_goes_on_though_a_worker_is_killed(tmp_pa
 
 
 def test_a_clusters_module_does_not_take_ctrl_c_away_from_the_runner(tmp_path, monkeypatch):
-    (tmp_path / "rude.py").write_text("import signal, sys\nfrom distributed import LocalCluster\nsignal.signal(signal.SIGINT, lambda *_: sys.exit())\n")
+    rude = "import signal, sys\nfrom distributed import LocalCluster\nsignal.signal(signal.SIGINT, lambda *_: sys.exit())\n"
+    (tmp_path / "rude.py").write_text(rude)
     monkeypatch.syspath_prepend(tmp_path)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(BadInput, match="no worker is asked for"), described_cluster(described(tmp_path, **{
