@@ -4,6 +4,7 @@ Those of Slurm and SSH are skipped, with a sentence, where their daemons or Dask
 """
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from toys import GRAMMAR
 from lowres.files import ROOT, BadInput
 from lowres.runs.cluster import described_cluster
 from lowres.runs.execute import Options
+from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.scheduling import run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import Study
+from lowres.runs.workers import asked_of_workers
 
 LONG = 3600  # seconds that a whole study may take on a machine that does other work
 LOCAL = {"module": "distributed", "class": "LocalCluster", "kwargs": {
@@ -71,6 +74,15 @@ def test_a_study_on_a_described_cluster_goes_on_though_a_worker_is_killed(tmp_pa
     said = run(study, write_notebook(tmp_path / "n", work), cluster=file)
     assert states(study) == {"done"} and len(noted(study)) == 5, said
     assert not list(study.folder.rglob(".*")), "no signs are left"
+
+
+def test_a_jobs_worker_has_the_jobs_cores_however_many_it_sees(tmp_path, monkeypatch):
+    (tmp_path / ".seen").touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
+    answer = asked_of_workers()(str(tmp_path / ".seen"), pickle.dumps(()), RESULTS_VERSION)
+    assert answer["cores"] == 3 and answer["place"][1] == "7" and "fault" not in answer
+    assert "RESULTS_VERSION" in asked_of_workers()(str(tmp_path / ".seen"), b"of another version", -1)["fault"]
 
 
 def test_a_clusters_module_does_not_take_ctrl_c_away_from_the_runner(tmp_path, monkeypatch):
@@ -158,6 +170,7 @@ def test_forty_runs_on_slurm_are_those_of_this_host_though_a_job_is_cancelled_on
     study = forty(tmp_path / "slurm", tiny_llama)
     code = f"""
 from lowres.runs.execute import Options
+from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.scheduling import run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study

@@ -148,6 +148,15 @@ def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary):
     nothing_is_left(study, temporary)
 
 
+def test_a_run_that_gets_on_between_the_deaths_of_its_workers_is_finished(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1, 2], shots=[2])
+    died = str(tmp_path / "died")
+    work = f"if not os.path.exists({died!r} + str(seed)): open({died!r} + str(seed), 'w'); {KILL_WORKER}; time.sleep(600)"
+    run(study, write_notebook(tmp_path / "n", work), retries=1)
+    assert states(study) == ["done"] and len(noted(study)) == 6
+    nothing_is_left(study, temporary)
+
+
 def test_where_the_process_that_forks_kernels_dies_they_are_started_and_nothing_is_lost(tmp_path, temporary):
     study = write_study(tmp_path, shots=[2, 4, 8])
     died = str(tmp_path / "died")
