@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from stand_ins import eventually, noted, write_notebook, write_study
 from test_chaos import same_results
 from toys import GRAMMAR
 
+from lowres import files
 from lowres.files import ROOT, BadInput
 from lowres.runs.cluster import described_cluster
 from lowres.runs.execute import Options
@@ -133,80 +133,61 @@ def jobs(*columns: str) -> list[list[str]]:
     return [line.split() for line in said.splitlines()]
 
 
-def with_a_first_cell(folder: Path, source: str) -> str:
-    """The project's notebooks, in which something happens first."""
-    folder.mkdir()
-    for method in ("vanilla", "pbft"):
-        notebook = nbformat.read(ROOT / "notebooks" / f"{method}.ipynb", as_version=4)
-        place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(source, id="first"))
-        nbformat.write(notebook, folder / f"{method}.ipynb")
-    return str(folder)
-
-
-HOG = """
-import os
-from tests.stand_ins import note
-note({place!r}, output_dir)
-if shots == 5 and os.path.exists({hungry!r}):
+EATS = """if shots == 5 and os.path.exists({hungry!r}):
     os.remove({hungry!r})
-    eaten = bytearray(3 * 10**9)
+    eaten = bytearray(35 * 10**8)
     for i in range(0, len(eaten), 4096): eaten[i] = 1
-    import time; time.sleep(60)
-"""
-
-
-def forty(folder: Path, model: str) -> Study:
-    folder.mkdir()
-    return write_study(folder, shots=range(2, 22), methods=["vanilla", "pbft"], model=model, task=GRAMMAR, evaluation_rows=20, epochs=1)
-
-
-@pytest.mark.cluster
-def test_forty_runs_on_slurm_are_those_of_this_host_though_a_job_is_cancelled_one_eats_too_much_and_a_node_is_drained(
-        tmp_path, slurm, tiny_llama):
-    hungry, place = tmp_path / "hungry", tmp_path / "notes"
-    notebooks = with_a_first_cell(tmp_path / "n", HOG.format(place=str(place), hungry=str(hungry)))
-    hungry.touch()
-    study = forty(tmp_path / "slurm", tiny_llama)
-    code = f"""
+    time.sleep(600)"""
+RUNNER = """
 from lowres.runs.execute import Options
-from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.scheduling import run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
-study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
-run_study(study, all_statuses(study), list(study.runs), Options(notebooks={notebooks!r}, cluster={slurm_file(tmp_path)!r}))
+study = read_study({path!r}, outputs={outputs!r})
+run_study(study, all_statuses(study), list(study.runs), Options(notebooks={notebooks!r}, cluster={file!r}))
 """
-    log = (tmp_path / "log").open("w+")
-    start = time.monotonic()
+
+
+@pytest.mark.cluster
+def test_of_forty_runs_none_is_lost_or_done_twice_though_a_job_is_cancelled_one_eats_too_much_and_a_node_is_drained(tmp_path, slurm):
+    study = write_study(tmp_path, shots=range(2, 22), methods=["vanilla", "pbft"], task=GRAMMAR)
+    hungry, log, start = tmp_path / "hungry", (tmp_path / "log").open("w+"), time.monotonic()
+    hungry.touch()
+    notebooks = [write_notebook(tmp_path / "n", EATS.format(hungry=str(hungry)), method=method) for method in ("vanilla", "pbft")][0]
+    code = RUNNER.format(path=str(study.path), outputs=str(study.folder.parent), notebooks=notebooks, file=slurm_file(tmp_path))
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
     def finished(count: int) -> bool:
         return runner.poll() is not None or sum((run.folder / "record.json").exists() for run in study.runs) >= count
 
-    eventually(lambda: finished(3), "the first runs", LONG)
+    eventually(lambda: finished(6), "the first runs", LONG)
     cancelled = next(number for number, state in jobs("%i", "%T") if state == "RUNNING")
     subprocess.run(["scancel", cancelled], check=True)
-    eventually(lambda: finished(8), "more of them", LONG)
+    eventually(lambda: finished(12), "more of them", LONG)
     subprocess.run(["scontrol", "update", "nodename=node2", "state=drain", "reason=test"], check=True)
-    on_it = [number for number, node in jobs("%i", "%N") if node == "node2"]
-    if on_it:
-        subprocess.run(["scancel", *on_it], check=True)
+    on_it = [number for number, *node in jobs("%i", "%N") if node == ["node2"]]
+    subprocess.run(["scancel", *on_it], check=bool(on_it))
     assert runner.wait(LONG) == 0, Path(log.name).read_text()
-    took = time.monotonic() - start
     subprocess.run(["scontrol", "update", "nodename=node2", "state=resume"], check=True)
     eventually(lambda: not jobs("%i"), "the jobs to end")
-    begun = (place / "executed.txt").read_text().splitlines()
-    said = Path(log.name).read_text()
-    print(f"{took:.0f} s; {len(begun)} executions of 40 runs; cancelled {cancelled} and, of node2, {on_it}")
-    assert states(study) == {"done"} and not hungry.exists(), said
-    assert set(begun) == {str(run.folder) for run in study.runs} or len(set(begun)) == 40
-    assert len(begun) <= 40 + 2 + len(on_it), "only what was at work in the jobs that ended is begun again"
-    assert said.count(" seed 0: ") == 40, "and no trial is told twice"
-    assert not (study.folder / "failed").exists() and not list(study.folder.rglob(".*"))
-    here = forty(tmp_path / "here", tiny_llama)
-    run(here, notebooks, workers=2)
-    same_results(study, here)
+    begun, said = noted(study), Path(log.name).read_text()
+    print(f"{time.monotonic() - start:.0f} s; {len(begun)} trials begun for 40; cancelled: {cancelled} and, of node2, {on_it}")
+    assert states(study) == {"done"} and not hungry.exists() and len(set(begun)) == 40, said
+    assert len(begun) <= 40 + 2 + len(on_it), "only what was at work in jobs that ended is begun again"
+    assert said.count(" seed 0: ") == 40 and not (study.folder / "failed").exists() and not list(study.folder.rglob(".*"))
+    for one in study.runs:
+        assert [trial["seed"] for trial in files.read_json(one.folder / "record.json")["trials"]] == [0]
+
+
+@pytest.mark.cluster
+def test_what_is_trained_on_slurm_is_what_is_trained_here_to_the_digit(tmp_path, slurm, tiny_llama):
+    studies = []
+    for name, asked in (("here", {"workers": 2}), ("there", {"cluster": slurm_file(tmp_path, n_workers=2)})):
+        (tmp_path / name).mkdir()
+        studies.append(write_study(tmp_path / name, shots=[2, 4], methods=["vanilla", "pbft"], model=tiny_llama, task=GRAMMAR, evaluation_rows=20))
+        run(studies[-1], **asked)
+        assert states(studies[-1]) == {"done"}
+    same_results(*studies)
 
 
 @pytest.mark.cluster

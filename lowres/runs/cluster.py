@@ -23,7 +23,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
 from lowres.files import BadInput, located, read_yaml, shown
-from lowres.runs.execute import OWN_FORKS, Options, pinned
+from lowres.runs.execute import Options, pinned
 from lowres.runs.process import forks
 from lowres.runs.workers import Fitness
 
@@ -50,9 +50,9 @@ class Cluster:
         """How many runs at a time each worker takes, by its address."""
         return self.client.nthreads()
 
-    def asked(self, worker: str) -> tuple[dict[str, Any], dict[str, float] | None]:
-        """What options a run has there, and which of Dask's resources it asks for."""
-        return {"threads": self.threads}, None
+    def resources(self, worker: str) -> dict[str, float] | None:
+        """Which of Dask's a run asks for there."""
+        return None
 
 
 class Healing:
@@ -110,9 +110,8 @@ class Remote(Cluster):
         self.threads = self.fitness.threads or self.threads
         return found
 
-    def asked(self, worker: str) -> tuple[dict[str, Any], dict[str, float] | None]:
-        forked_by = OWN_FORKS if self.fitness.answers[worker]["forks"] else ""
-        return {"threads": self.threads, "forked_by": forked_by}, {"GPU": 1} if worker in self.fitness.with_gpu else None
+    def resources(self, worker: str) -> dict[str, float] | None:
+        return {"GPU": 1} if worker in self.fitness.with_gpu else None
 
 
 class IgnoreInterrupts(WorkerPlugin):

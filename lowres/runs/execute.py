@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +19,11 @@ import nbformat
 from lowres import files, locks
 from lowres.files import ROOT, located, shown, without_secrets
 from lowres.runs import records
-from lowres.runs.process import THREADS, NotebookResult, forks, run_notebook
+from lowres.runs.process import THREADS, NotebookResult, run_notebook
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs, Status, failure_folder, status_of
 from lowres.runs.study import Run, Study
 
 COMPUTED_BY = ("analysis/*.py", "runs/mistakes.py", "runs/records.py", "runs/summary.py", "methods/show.py")  # what an analysis says and draws
-OWN_FORKS, starting = "own", threading.Lock()  # a worker may have several runs
 MOST = 200_000  # characters of one output's text, and
 MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that says so
 
@@ -67,7 +65,7 @@ class Options:
     cluster: str | None = None  # a file that describes one, to be started
     threads: int = 1
     gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
-    forked_by: str = ""  # who forks the kernels (process.Forks); '': each is started anew; OWN_FORKS: each worker has its own
+    forked_by: str = ""  # who forks the kernels (process.Forks); '': each is started anew
     stop: str = ""  # a file: once it is there, no trial is begun any more
     begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
 
@@ -130,7 +128,7 @@ def _attempt(run: Run, options: Options) -> NotebookResult:
         stop = str(located(options.stop)) if options.stop else ""
         environment = {locks.SCRATCH: str(folder), locks.STOP: stop, locks.NOTEBOOK: str(notebook), **pinned(options)}
         given = run.parameters.model_dump(exclude_defaults=True)
-        ended = run_notebook(notebook, folder / "run.ipynb", given, folder, environment, options.timeout, _forked_by(options))
+        ended = run_notebook(notebook, folder / "run.ipynb", given, folder, environment, options.timeout, options.forked_by)
         try:
             if not ended.kind:
                 ended = _moved_in(run, folder)
@@ -139,13 +137,6 @@ def _attempt(run: Run, options: Options) -> NotebookResult:
         except OSError as error:  # a full disk
             ended = NotebookResult("error", os_error(error))
         return ended
-
-
-def _forked_by(options: Options) -> str:
-    if options.forked_by != OWN_FORKS:
-        return options.forked_by
-    with starting:
-        return forks.wanted(pinned(options), start=True)
 
 
 def _moved_in(run: Run, folder: Path) -> NotebookResult:

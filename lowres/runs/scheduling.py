@@ -169,10 +169,10 @@ class Loop:
             self._submit(self.waiting.popleft(), freest[0])
 
     def _submit(self, run: Run, worker: str) -> None:
-        options, resources = self.cluster.asked(worker)
+        options = replace(self.options, threads=self.cluster.threads)
         key = f"{run.name}-{secrets.token_hex(4)}"
         future = self.cluster.client.submit(
-            execute, run, replace(self.options, **options), key=key, pure=False, workers=[worker], resources=resources,
+            execute, run, options, key=key, pure=False, workers=[worker], resources=self.cluster.resources(worker),
         )
         self.runs[future] = Given(run, worker, len(records.journalled(run.folder)), time.monotonic())
         self.completed.add(future)

@@ -33,7 +33,6 @@ def asked_of_workers() -> Callable[[str, bytes, Any], dict[str, Any]]:
 
             from lowres import locks
             from lowres.files import BadInput, located
-            from lowres.runs.cluster import gpus
             from lowres.runs.execute import execute  # noqa: F401
             from lowres.runs.process import elsewhere
             from lowres.runs.records import RESULTS_VERSION
@@ -45,7 +44,7 @@ def asked_of_workers() -> Callable[[str, bytes, Any], dict[str, Any]]:
         if version != RESULTS_VERSION:
             return {"fault": f"has another version of the project (RESULTS_VERSION {RESULTS_VERSION}, here {version})"}
         job, cores = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_CPUS_ON_NODE", "")  # a job's own, though it may see more
-        answer = {"place": (os.uname().nodename, job), "cores": int(cores) if cores.isdigit() else CPU_COUNT, "forks": not gpus()}
+        answer = {"place": (os.uname().nodename, job), "cores": int(cores) if cores.isdigit() else CPU_COUNT}
         try:
             if runs := pickle.loads(asked):
                 elsewhere("lowres.runs.checks:check_parameters", runs)
