@@ -56,7 +56,7 @@ def states(study: Study) -> set[str]:
     ({"module": "distributed", "class": "LocalClutser"}, "distributed has no 'LocalClutser'"),
     ({"module": "distributed", "class": "LocalCluster", "version": 2}, "wanted are version: 1"),
     ({"module": "distributed", "class": "LocalCluster", "kwargs": [1]}, "wanted are version: 1"),
-    (LOCAL | {"kwargs": LOCAL["kwargs"] | {"n_wrokers": 1}}, "could not be started: .*n_wrokers"),
+    ({"module": "distributed", "class": "SSHCluster", "kwargs": {"hosts": []}}, "could not be started: .*hosts.* must be a non empty list"),
     (LOCAL | {"kwargs": LOCAL["kwargs"] | {"n_workers": 0}}, "no worker is asked for"),
 ])
 def test_what_is_wrong_with_a_clusters_file_is_told_in_a_sentence(tmp_path, content, said):
