@@ -61,6 +61,7 @@ class Healing:
 
     def __init__(self, cluster: SpecCluster, workers: int):
         self.cluster, self.workers, self.ended, self.fault = cluster, workers, 0, ""
+        self.came: set[str] = set()  # jobs of which a worker was there: when that is gone, Dask sees to it
 
     def __call__(self) -> None:
         self.cluster.loop.add_callback(self._mend)
@@ -81,14 +82,16 @@ class Healing:
     async def _jobs_that_ended(self) -> list[Any]:
         """The workers whose job Slurm has no more, though none of their processes ever came: Dask would wait for them for good."""
         there = {worker["name"] for worker in self.cluster.scheduler_info["workers"].values()}
-        jobs = {name: job for name, job in self.cluster.workers.items() if name not in there and getattr(job, "cancel_command", "") == "scancel"}
+        jobs = {name: job for name, job in self.cluster.workers.items() if getattr(job, "cancel_command", "") == "scancel" and job.job_id}
+        self.came |= {job.job_id for name, job in jobs.items() if name in there}
+        jobs = {name: job for name, job in jobs.items() if job.job_id not in self.came}
         if not jobs:
             return []
         try:
             queued = (await next(iter(jobs.values()))._call(["squeue", "-h", "--me", "-o", "%A"])).split()
         except (OSError, RuntimeError):  # it is asked again
             return []
-        return [name for name, job in jobs.items() if job.job_id and job.job_id not in queued]
+        return [name for name, job in jobs.items() if job.job_id not in queued]
 
 
 class Remote(Cluster):
