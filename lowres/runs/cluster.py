@@ -160,7 +160,7 @@ def _silenced() -> None:
 def own_cluster(workers: int, folder: Path) -> Iterator[Cluster]:
     """Worker processes on this host with `folder` for their files, the cores split evenly."""
     _silenced()
-    with dask.config.set(SETTINGS | {"temporary-directory": str(folder)}):
+    with dask.config.set(SETTINGS | {"distributed.deploy.lost-worker-timeout": "60s", "temporary-directory": str(folder)}):  # it is restarted
         local = LocalCluster(
             n_workers=0, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0, silence_logs=logging.CRITICAL,
             dashboard_address="127.0.0.1:0", local_directory=str(folder),

@@ -215,6 +215,7 @@ class Loop:
         run = given.run
         if (run.folder / locks.LOCK).exists():  # a dead owner's: it had begun
             self.deaths[run] = 1 if len(records.journalled(run.folder)) > given.trials else self.deaths[run] + 1
+            locks.remove_dead_lock(run.folder)  # so that the next one's is known
         else:
             self.unbegun[run] += 1
         if self.deaths[run] > self.options.retries or self.unbegun[run] > MOST_UNBEGUN:
