@@ -2,7 +2,7 @@
 PYTHON ?= python3
 READY = .venv/.ready
 
-.PHONY: quickstart test test-all test-setup chaos bench lab lint install clean
+.PHONY: quickstart test test-all test-setup chaos clusters bench lab lint install clean
 
 quickstart: $(READY)
 	.venv/bin/lowres run quickstart
@@ -21,6 +21,10 @@ test-setup:
 
 chaos: $(READY)
 	.venv/bin/python -m pytest -m chaos
+
+# Slurm and SSH on this host, each started for the test and stopped after it.
+clusters: $(READY)
+	.venv/bin/python -m pytest -m cluster -rs
 
 # lowres against the usual ways, side by side. Wants a machine that does nothing else; --only NAME and --quick measure less.
 bench: $(READY)

@@ -51,6 +51,7 @@ def run(
     study: StudyName, data_dir: DataDir = None, outputs: Outputs = "outputs",
     workers: Workers = None,
     scheduler: Annotated[str | None, typer.Option(help="a running Dask cluster: tcp://host:port or its scheduler file")] = None,
+    cluster: Annotated[str | None, typer.Option(callback=_from_here, help="a file that describes a Dask cluster to start")] = None,
     only: Only = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be executed, and stop")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="execute failed runs again")] = False,
@@ -68,7 +69,9 @@ def run(
     from lowres.runs.execute import Options
 
     rerun = frozenset(state for state, asked in (("failed", retry_failed), ("stale", rerun_stale)) if asked)
-    options = Options(timeout, retries, rerun, notebooks, workers, scheduler, fail_fast)
+    options = Options(timeout, retries, rerun, notebooks, workers, scheduler, fail_fast, cluster)
+    if scheduler and cluster:
+        raise BadInput("--scheduler names a cluster that runs, --cluster one to start: one of them")
     try:
         code = run_command(study, options, data_dir, outputs, only, dry_run)
     except KeyboardInterrupt:  # before the study began, or in its analysis

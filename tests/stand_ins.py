@@ -165,14 +165,14 @@ def command_line(process: psutil.Process) -> str:
         return ""
 
 
-def eventually(condition: Callable[[], object], what: str) -> object:
+def eventually(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> object:
     """Waits until a condition holds: tests never guess how long something takes."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         if found := condition():
             return found
         time.sleep(0.02)
-    raise AssertionError(f"waited {PATIENCE} s in vain for {what}")
+    raise AssertionError(f"waited {patience} s in vain for {what}")
 
 
 def nothing_is_left(study: Study, temporary: Path, processes: list[psutil.Process] = ()) -> None:
@@ -185,8 +185,8 @@ def nothing_is_left(study: Study, temporary: Path, processes: list[psutil.Proces
 
 
 def main() -> None:
-    from lowres.runs.cluster import run_study
     from lowres.runs.execute import Options
+    from lowres.runs.scheduling import run_study
 
     path, outputs, notebooks, count, retries = sys.argv[1:]
     study = read_study(path, outputs=outputs)

@@ -19,8 +19,8 @@ from stand_ins import eventually, family, finish, kernels, noted, nothing_is_lef
 from lowres import files, locks
 from lowres.files import ROOT
 from lowres.runs import records
-from lowres.runs.cluster import run_study
 from lowres.runs.execute import Options, execute
+from lowres.runs.scheduling import run_study
 from lowres.runs.status import all_statuses
 
 # Of records: times and memory; the environment holds the host; and somebody may commit while the test runs.
@@ -186,7 +186,7 @@ def test_a_study_on_a_cluster_over_tcp_finishes_though_one_of_4_workers_is_kille
     try:
         code = f"""
 from lowres.runs.execute import Options
-from lowres.runs.cluster import run_study
+from lowres.runs.scheduling import run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})

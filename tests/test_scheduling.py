@@ -9,17 +9,20 @@ import sys
 
 import pytest
 from dask.system import CPU_COUNT
+from distributed import Client
 from distributed.deploy.cluster import Cluster
 from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
+from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
 from lowres.parameters import defaults
 from lowres.runs import records
-from lowres.runs.cluster import Outcome, default_workers, given_cluster, own_cluster, run_study
+from lowres.runs.cluster import default_workers, given_cluster, own_cluster
 from lowres.runs.command import chosen, run_command
 from lowres.runs.execute import Options, analyse, execute
 from lowres.runs.process import NotebookResult
 from lowres.runs.progress import START, TimeLeft, as_json
+from lowres.runs.scheduling import Outcome, run_study
 from lowres.runs.status import all_statuses, remaining
 from lowres.runs.study import read_study, select
 
@@ -145,6 +148,15 @@ def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary):
     nothing_is_left(study, temporary)
 
 
+def test_a_run_that_gets_on_between_the_deaths_of_its_workers_is_finished(tmp_path, temporary):
+    study = write_study(tmp_path, seeds=[0, 1, 2], shots=[2])
+    died = str(tmp_path / "died")
+    work = f"if not os.path.exists({died!r} + str(seed)): open({died!r} + str(seed), 'w'); {KILL_WORKER}; time.sleep(600)"
+    run(study, write_notebook(tmp_path / "n", work), retries=1)
+    assert states(study) == ["done"] and len(noted(study)) == 6
+    nothing_is_left(study, temporary)
+
+
 def test_where_the_process_that_forks_kernels_dies_they_are_started_and_nothing_is_lost(tmp_path, temporary):
     study = write_study(tmp_path, shots=[2, 4, 8])
     died = str(tmp_path / "died")
@@ -189,6 +201,35 @@ def test_outputs_that_a_worker_does_not_see_are_told_at_the_start(tmp_path, othe
         pass
 
 
+def test_a_worker_without_the_models_weights_is_told_and_the_others_do_the_work(tmp_path, temporary, other_cluster, tiny_llama, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "model").symlink_to(tiny_llama)
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    study = write_study(tmp_path, shots=[2, 4, 8], model="~/model", task=GRAMMAR)
+    other_cluster(HOME=str(tmp_path / "there"))
+    address = other_cluster()
+    eventually(lambda: len(Client(address, set_as_default=False).nthreads()) == 2, "both workers")
+    said = []
+    options = Options(notebooks=write_notebook(tmp_path / "n"), scheduler=address)
+    run_study(study, all_statuses(study), list(study.runs), options, tell=said.append)
+    assert states(study) == ["done"] * 3 and len(noted(study)) == 3
+    assert sum("cannot do the work: model: " in line and "it is given no run" in line for line in said) == 1, said
+    assert not list(study.folder.rglob(".*"))
+
+
+def test_workers_and_schedulers_of_another_version_are_told(tmp_path, other_cluster, monkeypatch):
+    other = tmp_path / "other" / "distributed-2020.1.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: distributed\nVersion: 2020.1.0\n")
+    address = other_cluster(PYTHONPATH=f"{other.parent}:{ROOT}")
+    with pytest.raises(BadInput, match="the worker .* has distributed 2020.1.0, here is"), given_cluster(address, tmp_path / "outputs"):
+        pass
+    monkeypatch.setattr("distributed.versions._version_cached", lambda package: "2019.1.0")
+    with pytest.raises(BadInput, match="the scheduler has dask .*, here is 2019.1.0: both must have the same"):
+        with given_cluster(address, tmp_path / "outputs"):
+            pass
+
+
 def test_a_scheduler_that_does_not_answer_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("lowres.runs.cluster.PATIENCE", 1)
     with pytest.raises(BadInput, match="no Dask scheduler answers"), given_cluster("tcp://127.0.0.1:9", tmp_path):
@@ -201,6 +242,7 @@ def test_planning_and_status_of_10000_runs_load_neither_torch_nor_pandas(tmp_pat
         finish(one)
     code = f"""
 import sys
+from lowres.runs.scheduling import Outcome, run_study
 from lowres.runs.status import all_statuses
 from lowres.runs.study import read_study
 study = read_study({str(study.path)!r}, outputs={str(study.folder.parent)!r})
@@ -276,7 +318,7 @@ def orders(tmp_path, monkeypatch):
     def in_turn(study, statuses, todo, options, *_, **__):
         return Outcome([execute(one, options) for one in todo])
 
-    monkeypatch.setattr("lowres.runs.cluster.run_study", in_turn)
+    monkeypatch.setattr("lowres.runs.scheduling.run_study", in_turn)
     return study, lambda **asked: run_command(str(study.path), Options(notebooks=str(tmp_path / "n"), **asked), outputs=str(study.folder.parent))
 
 
@@ -316,7 +358,7 @@ def test_a_worker_that_dies_while_the_cluster_closes_fails_no_study(temporary, m
         await close(self)
         raise KeyError("tcp://127.0.0.1:1")
     monkeypatch.setattr(Cluster, "_close", stumble)
-    with own_cluster(1, 0, temporary) as cluster:
+    with own_cluster(1, temporary) as cluster:
         assert cluster.client.submit(sum, (1, 2)).result() == 3
-    with pytest.raises(RuntimeError, match="the study's own"), own_cluster(1, 0, temporary):
+    with pytest.raises(RuntimeError, match="the study's own"), own_cluster(1, temporary):
         raise RuntimeError("the study's own")

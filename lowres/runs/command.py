@@ -30,11 +30,11 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
         from lowres.runs.cluster import default_workers, forking
         from lowres.runs.process import elsewhere
 
-        if not options.scheduler:
+        if options.here:
             forking(options.workers or default_workers(), start=True)
         left = remaining(statuses)
         wanted = {run: left[run] for run in todo}
-        said, expected = elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, options.workers, options.scheduler)
+        said, expected = elsewhere("lowres.runs.estimate:before_start", replace(study, runs=tuple(todo)), wanted, options.workers, options.here)
         todo = in_good_order(todo, {run: trials * expected.get(run.name, (0.0, 0.0))[0] for run, trials in wanted.items()})
     states = ", ".join(f"{count} {state}" for state, count in counts(statuses).items())
     for line in [*said, *problems(statuses), f"{study.name}: {len(study.runs)} runs ({study.trials} trials): {states}; {len(todo)} to execute"]:
@@ -84,7 +84,7 @@ def expected_of_the_unknown(statuses: list[Status], workers: int | None) -> Expe
 
 
 def _executed(study: Study, statuses: list[Status], todo: list[Run], options: Options, expected: Expected) -> bool:
-    from lowres.runs.cluster import run_study
+    from lowres.runs.scheduling import run_study
 
     try:
         return run_study(study, statuses, todo, options, expected=expected).interrupted
@@ -102,7 +102,7 @@ def _analysed(study: Study) -> str | None:
 def command_again(name: str, options: Options, **where: str | None) -> str:
     """What is typed to go on with a study: with the data, the outputs and the part of it that were asked for."""
     default = {"outputs": "outputs"} | {field.name: field.default for field in fields(options)}
-    asked = where | {key: getattr(options, key) for key in ("workers", "scheduler")}
+    asked = where | {key: getattr(options, key) for key in ("workers", "scheduler", "cluster")}
     words = [word for key, value in asked.items() if value and value != default.get(key) for word in (f"--{key.replace('_', '-')}", str(value))]
     return shlex.join(["lowres", "run", name, *words])
 

@@ -188,11 +188,11 @@ def expected(runs: list[Run], workers: int, threads: int) -> dict[str, tuple[flo
     return found
 
 
-def before_start(study: Study, remaining: dict[Run, int], workers: int | None, scheduler: str | None) -> tuple[list[str], dict]:
+def before_start(study: Study, remaining: dict[Run, int], workers: int | None, here: bool) -> tuple[list[str], dict]:
     """What is said before a study begins, and what is `expected` of its runs. Raises BadInput for what cannot be run, and for weights that cannot
     be fetched: once, and not by each run."""
     said = check_study(study)
-    if scheduler:  # other machines, of which nothing was measured, and which have a cache of their own
+    if not here:  # other machines, of which nothing was measured, and which have a cache of their own
         return said, {}
     for name in dict.fromkeys(name for run in remaining for name in (run.parameters.model, getattr(run.parameters, "teacher", "")) if name):
         resolve(name)

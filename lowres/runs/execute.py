@@ -62,11 +62,16 @@ class Options:
     workers: int | None = None  # runs at a time; None: as many as this host has cores or GPUs for
     scheduler: str | None = None  # a running Dask cluster instead
     fail_fast: bool = False
+    cluster: str | None = None  # a file that describes one, to be started
     threads: int = 1
     gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
     forked_by: str = ""  # who forks the kernels (process.Forks); '': each is started anew
     stop: str = ""  # a file: once it is there, no trial is begun any more
     begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
+
+    @property
+    def here(self) -> bool:
+        return not (self.scheduler or self.cluster)
 
     @property
     def stopping(self) -> bool:

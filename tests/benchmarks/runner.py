@@ -22,9 +22,9 @@ from stand_ins import finish, noted, short_folder, write_notebook, write_study  
 
 from lowres import locks  # noqa: E402
 from lowres.locks import SCRATCH  # noqa: E402
-from lowres.runs.cluster import run_study  # noqa: E402
 from lowres.runs.execute import Options, execute  # noqa: E402
 from lowres.runs.process import run_notebook  # noqa: E402
+from lowres.runs.scheduling import run_study  # noqa: E402
 from lowres.runs.status import all_statuses  # noqa: E402
 from lowres.runs.study import Study  # noqa: E402
 
