@@ -213,7 +213,8 @@ class Loop:
     def _bereft(self, given: Given) -> None:
         """A run whose worker ended goes on elsewhere, unless that happens again and again without a new trial."""
         run = given.run
-        if (run.folder / locks.LOCK).exists():  # a dead owner's: it had begun
+        lock = run.folder / locks.LOCK
+        if lock.exists() and not locks.held(lock):  # a dead owner's: it had begun, and nobody is at work there still
             self.deaths[run] = 1 if len(records.journalled(run.folder)) > given.trials else self.deaths[run] + 1
             locks.remove_dead_lock(run.folder)  # so that the next one's is known
         else:
