@@ -13,6 +13,7 @@ from scipy import stats
 from lowres.analysis import rates
 from lowres.analysis.collect import collect
 from lowres.files import ROOT
+from lowres.parameters import METHODS
 from lowres.runs.records import peak_memory, read_predictions, read_record, seconds_of
 from lowres.runs.study import read_study, select
 
@@ -254,6 +255,32 @@ def test_the_rates_table_is_what_the_trials_give():
                 assert len(each) == 6 and line[f"{place}, {which}"] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, which)
 
 
+def test_the_table_of_mnli_is_what_the_trials_give_and_who_learns_there_is_as_told():
+    *lines, bars = table_of("of MNLI, in `rates`")
+    before = trials_of("rates", "task=mnli,method=in_context")[0]["also"]["zero-shot"]["sets"]
+    told = [bars[f"{place}, {which}"] for place in ("in domain", "HANS") for which in ("lowest", "middle")]
+    assert told == [f"{100 * before[name][key]:.1f}" for name in ("matched", "hans") for key in ("constant", "accuracy")]
+    above = set()
+    for line in lines:
+        for which, run in zip(("lowest", "middle", "highest"), select(read_study("rates"), line["which runs"].strip("`")).runs, strict=True):
+            for place, name in (("in domain", "matched"), ("HANS", "hans")):
+                each = [one["sets"][name]["accuracy"] for one in trials([run])]
+                assert len(each) == 6 and line[f"{place}, {which}"] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, which)
+                if mean(each) - half_interval(each) > max(before[name]["constant"], before[name]["accuracy"]):
+                    above.add((run.method, run.parameters.learning_rate, place))
+    assert above == {("lora", 5e-3, "in domain"), ("pbft", 5e-5, "in domain"), ("pbft", 2e-4, "in domain"), ("adaptive", 2e-4, "in domain")}
+
+
+def test_methods_default_rates_are_those_that_do_best_over_the_studys_tasks_and_their_files_say_by_how_much():
+    found = rates.from_other_tasks(rates.rated(collect("rates", str(ROOT / "outputs")).trials)).query("task == ''").set_index("method")
+    assert set(found.index) == {"vanilla", "pbft", "adaptive", "lora"} and (found["tasks"] == 3).all()
+    for method, line in found.iterrows():
+        assert METHODS[method].model_fields["learning_rate"].default == line["learning_rate"], method
+        assert line["rates"].replace("0.0002", "2e-4").replace("e-0", "e-").replace("0.001", "1e-3").replace("0.005", "5e-3") in " ".join(
+            (ROOT / f"parameters/methods/{method}.yaml").read_text().replace("\n#", "").split()), method
+    assert METHODS["distillation"].model_fields["learning_rate"].default == METHODS["pbft"].model_fields["learning_rate"].default
+
+
 @cache
 def by_rule():
     found = collect("rates", str(ROOT / "outputs")).trials
@@ -263,7 +290,7 @@ def by_rule():
 
 def test_the_tables_of_rules_are_what_the_analysis_finds():
     regret, verdicts = by_rule()
-    table = table_of("rule, mean accuracy over both tasks")
+    table = table_of("rule, mean accuracy over three tasks")
     for line, rule in zip(table, ("first", "other tasks", "mean", "hindsight"), strict=True):
         told = [line[name] for name in ("PBFT", "LoRA", "top layers", "vanilla")]
         assert told == [regret.loc[method, rule].split()[0] for method in ("pbft", "lora", "adaptive", "vanilla")], rule
