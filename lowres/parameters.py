@@ -218,6 +218,8 @@ class LoRA(Trained):
 def _as_coded(fidelity: str, asked: dict[str, Any], pattern: str = "", **ran: Any) -> str:
     """A fidelity overrides no parameter: one that says another thing than the authors ran is refused, and both are told."""
     ran = {"learning_rate": 1e-5} | ran
+    if fidelity == "as_coded" and asked.get("choose"):
+        raise ValueError("the authors chose nothing: choose goes with as_described only")
     wrong = [f"{key} {value!r}, not {asked[key]!r}" for key, value in ran.items() if key in asked and asked[key] != value]
     if asked.get("pattern") not in (None, "", pattern):
         wrong.append(f"the pattern {pattern!r}, not {asked['pattern']!r}")
@@ -281,8 +283,6 @@ class Distillation(Trained):
     def _all_shots_are_as_coded(cls, fidelity: str, others: ValidationInfo) -> str:
         if fidelity == "as_described" and others.data.get("shots") == "all":
             raise ValueError("shots = all has no unlabelled input left: it goes with as_coded only")
-        if fidelity == "as_coded" and others.data.get("choose"):
-            raise ValueError("the authors chose nothing: choose goes with as_described only")
         return _as_coded(fidelity, others.data)
 
     @field_validator("inputs")

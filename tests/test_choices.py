@@ -318,3 +318,8 @@ def test_blimp_is_read_where_it_is_at_hand():
     assert {name: len(rows) for name, rows in task.evaluation.items()} == {"in_domain": 1124, "out_of_domain": 550}
     assert not set(task.evaluation["in_domain"]["phenomenon"]) & set(task.evaluation["out_of_domain"]["phenomenon"])
     assert all(0.45 < rows["label"].mean() < 0.55 for rows in (task.pool, *task.evaluation.values()))
+
+
+def test_places_are_no_classes_that_could_be_uneven():
+    gold, logits = np.array([0] * 9 + [1] * 2), np.random.default_rng(0).normal(size=(11, 2))
+    assert KINDS["classification"].metrics(gold, logits)["uneven"] and not KINDS["multiple_choice"].metrics(gold, logits)["uneven"]

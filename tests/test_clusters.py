@@ -3,6 +3,7 @@
 Those of Slurm and SSH are skipped, with a sentence, where their daemons or Dask's packages for them are not installed.
 """
 
+import asyncio
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +22,7 @@ from toys import GRAMMAR
 
 from lowres import files
 from lowres.files import ROOT, BadInput
-from lowres.runs.cluster import described_cluster
+from lowres.runs.cluster import Healing, described_cluster
 from lowres.runs.execute import Options
 from lowres.runs.records import RESULTS_VERSION
 from lowres.runs.scheduling import run_study
@@ -94,6 +96,44 @@ def test_a_clusters_module_does_not_take_ctrl_c_away_from_the_runner(tmp_path, m
             "module": "rude", "class": "LocalCluster", "kwargs": LOCAL["kwargs"] | {"n_workers": 0}}), None, tmp_path):
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Job:
+    """Of a batch system, as dask_jobqueue's: one that has ended before a worker of its came."""
+
+    status, cancel_command, job_id = "running", "scancel", "101"
+
+    async def _call(self, command):
+        await asyncio.sleep(0.05)
+        return ""
+
+
+def test_a_job_that_ended_is_replaced_once_though_the_batch_system_answers_late():
+    submitted = []
+
+    async def twice():
+        scale = lambda _: submitted.append(cluster.workers.setdefault(0, Job()))  # noqa: E731
+        cluster = SimpleNamespace(workers={0: Job()}, scheduler_info={"workers": {}}, scale=scale, _correct_state=lambda: asyncio.sleep(0))
+        healing = Healing(cluster, 1)
+        cluster.loop = SimpleNamespace(add_callback=lambda call: tasks.append(asyncio.ensure_future(call())))
+        tasks = []
+        healing()
+        healing()
+        await asyncio.gather(*tasks)
+        return healing
+
+    healing = asyncio.run(twice())
+    assert healing.ended == 1 and len(submitted) == 1 and healing.pending
+
+
+def test_a_cluster_of_named_hosts_cannot_grow(tmp_path, temporary, monkeypatch):
+    (tmp_path / "named_hosts.py").write_text("from distributed.deploy.spec import SpecCluster\nfrom distributed import Nanny, Scheduler\n"
+                                             "def Named():\n    return SpecCluster({0: {'cls': Nanny, 'options': {'nthreads': 1}}}, "
+                                             "scheduler={'cls': Scheduler, 'options': {'dashboard': False}})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hosts.yaml").write_text("module: named_hosts\nclass: Named\n")
+    with pytest.raises(BadInput, match="--workers 3: the file names 1"), described_cluster(str(tmp_path / "hosts.yaml"), 3, tmp_path / "outputs"):
+        pass
 
 
 def test_if_no_worker_can_do_the_work_that_is_told_and_nothing_is_written(tmp_path, temporary):

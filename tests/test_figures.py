@@ -331,3 +331,9 @@ def test_accuracy_is_drawn_against_a_setting_that_has_three_numbers_and_against_
         f"distillation inputs={inputs},temperature={temperature}" for inputs in ("few-shot", "pool") for temperature in (1, 2)}}
     ticks = {one.name.split("-")[0]: [tick.get_text() for tick in one.figure.axes[0].get_xticklabels()] for one in found}
     assert ticks == {"rank": ["1", "4", "16"], "width": ["8", "64", "256"], "demonstrations": ["1", "4", "16"]}
+
+
+def test_a_name_that_begins_with_a_number_is_no_number(found):
+    names = ["label_words=2-way", "pattern=3e", "pattern=1.2.3", "label_words=0-9,rank=1"]
+    trials = pd.concat([found.trials.assign(variant=name) for name in names], ignore_index=True)
+    assert plots.against_settings(trials) == []

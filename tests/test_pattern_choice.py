@@ -251,6 +251,15 @@ def test_a_student_chooses_rates_and_epochs_and_the_authors_nothing(values, mess
         validated("distillation", values, "test")
 
 
+@pytest.mark.parametrize("method", ["vanilla", "pbft"])
+def test_as_coded_trains_at_the_authors_rate_alone(method):
+    coded = {"fidelity": "as_coded", "learning_rate": 1e-5}
+    assert validated(method, coded, "test").learning_rate == 1e-5
+    for more, message in (({"choose": {"learning_rate": [2e-4]}}, "the authors chose nothing"), ({"learning_rate": 2e-4}, "the authors ran learning_rate")):
+        with pytest.raises(BadInput, match=message):
+            validated(method, coded | more, "test")
+
+
 def test_a_run_chooses_anew_for_each_seed_and_counts_what_that_cost(tiny_llama, tmp_path):
     given = {"model": str(tiny_llama), "task": GRAMMAR, "shots": 8, "seeds": [0, 1], "epochs": 2, "evaluation_rows": 8, "max_length": 48}
     run = start("vanilla", {**given, "choose": {"learning_rate": [1e-4, 1e-2]}})

@@ -300,7 +300,7 @@ def test_the_tables_of_rules_are_what_the_analysis_finds():
     assert len(claims) == 7
     for claim, line in enumerate(claims):
         assert list(line.values())[1:] == [verdicts[rule][claim].verdict for rule in ("first", "other tasks", "hindsight")], claim
-    assert sum(len(set(list(line.values())[1:])) == 1 and list(line.values())[1] != "undecided" for line in claims) == 1
+    assert sum(len(set(list(line.values())[1:])) == 1 and list(line.values())[1] != "undecided" for line in claims) == 2
 
 
 def test_from_16_examples_of_cola_no_method_comes_near_the_constant_answer():

@@ -247,7 +247,7 @@ def against_settings(trials: pd.DataFrame) -> list[Picture]:
         for name in (name for name in names if name != "learning_rate"):
             cut = part["variant"].str.extract(rf"^(.*?)\b{name}'?[=:] ?([\d.e+-]+)(.*)$")
             rest = (cut[0] + cut[2]).str.replace(r"\w+=\{'\}", "", regex=True).str.replace(",,", ",").str.strip(",")
-            lines = part.assign(rest=rest, **{name: cut[1].astype(float)}).dropna(subset=name)
+            lines = part.assign(rest=rest, **{name: pd.to_numeric(cut[1], errors="coerce")}).dropna(subset=name)
             lines = lines[lines.groupby(["method", "rest"])[name].transform("nunique") >= FEWEST_NUMBERS]
             if len(lines):
                 where = f"{plain(task)}, {plain(model)}, {shots} shots a class"

@@ -102,6 +102,16 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
     return list(dict.fromkeys(said)) + [f"{task}: {close_draws(share)}" for task, share in close.items() if close_draws(share)]
 
 
+def fetch_weights(asked: Iterable[Parameters]) -> None:
+    """Fetches or prepares what weights are not here yet, once, and not by each run. Raises BadInput for weights that cannot be had."""
+    from lowres.models.identity import weights_files
+    from lowres.models.weights import resolve
+
+    reading = [p for p in asked if getattr(p, "classifier", "probe") == "probe"]  # counted words and brought answers read none
+    for name in dict.fromkeys(name for p in reading for name in (p.model, getattr(p, "teacher", "")) if name):
+        weights_files(resolve(name))
+
+
 def _few(p: Parameters, pool: dict[str, int]) -> list[str]:
     """What is to be said of labels that have fewer rows than shots are asked for. Raises BadInput for them, unless that is allowed."""
     few = {label: count for label, count in pool.items() if isinstance(p.shots, int) and count < p.shots}

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -60,11 +61,24 @@ class Healing:
     before its worker came."""
 
     def __init__(self, cluster: SpecCluster, workers: int):
-        self.cluster, self.workers, self.ended, self.fault = cluster, workers, 0, ""
+        self.cluster, self.workers, self.ended, self.fault, self.at_work = cluster, workers, 0, "", False
         self.came: set[str] = set()  # jobs of which a worker was there: when that is gone, Dask sees to it
 
     def __call__(self) -> None:
-        self.cluster.loop.add_callback(self._mend)
+        self.cluster.loop.add_callback(self._one_at_a_time)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a batch system has a job of ours, of which a worker may come yet."""
+        return any(getattr(job, "job_id", None) for job in list(self.cluster.workers.values()))
+
+    async def _one_at_a_time(self) -> None:
+        if not self.at_work:  # else a job of this time's would be taken for one that ended before
+            self.at_work = True
+            try:
+                await self._mend()
+            finally:
+                self.at_work = False
 
     async def _mend(self) -> None:
         ended = await self._jobs_that_ended()
@@ -107,7 +121,7 @@ class Remote(Cluster):
         if self.healing and not self.fitness.answers:  # none has come yet
             if self.healing.ended > MOST_ENDED * self.workers:
                 raise BadInput(f"{self.fitness.where}: jobs end before a worker of theirs comes: log_directory, under kwargs, is where they say why")
-            if self.healing.fault:
+            if self.healing.fault and not self.healing.pending:
                 raise BadInput(f"{self.fitness.where}: a worker could not be started: {self.healing.fault}")
         found = self.fitness.slots(tell)
         self.threads = self.fitness.threads or self.threads
@@ -211,7 +225,7 @@ def given_cluster(address: str, outputs: Path, asked: tuple = ()) -> Iterator[Cl
             raise BadInput(f"--scheduler: the cluster at {address!r} has no workers") from None
         try:
             fitness.wait()
-            yield Remote(client, sum(fitness.slots().values()), fitness)
+            yield Remote(client, sum(client.nthreads().values()), fitness)
         finally:
             fitness.close()
 
@@ -232,9 +246,13 @@ def described_cluster(file: str, workers: int | None, outputs: Path, asked: tupl
             workers = workers or (len(cluster.worker_spec) if started else 0)
             if started and not workers:
                 raise BadInput(f"{where}: no worker is asked for: n_workers, under kwargs, or --workers says how many")
+            if started and workers > len(cluster.worker_spec) and cluster.new_spec is None:
+                raise BadInput(f"{where}: --workers {workers}: the file names {len(cluster.worker_spec)}, and such a cluster cannot grow")
             if workers:
                 cluster.scale(workers)
             with Client(cluster, timeout=PATIENCE, set_as_default=False) as client:
+                if isinstance(cluster, LocalCluster):  # its workers hear this terminal's Ctrl-C
+                    client.register_plugin(IgnoreInterrupts())
                 fitness = Fitness(client, where, outputs, asked, workers)
                 try:
                     yield Remote(client, workers, fitness, Healing(cluster, workers) if started else None)
@@ -255,14 +273,14 @@ def _described(file: str, where: str) -> tuple[Callable[[], Any], dict[str, Any]
     before = signal.getsignal(signal.SIGINT)
     try:
         made = getattr(import_module(spec["module"]), spec["class"])
-    except ImportError as error:
+    except Exception as error:  # whatever a foreign module does when it is imported
+        if isinstance(error, AttributeError) and spec["module"] in sys.modules:
+            raise BadInput(f"{where}: class: {spec['module']} has no {spec['class']!r}") from None
         extra = " (pip install 'lowres[slurm]')" if spec["module"].startswith("dask_jobqueue") else ""
         raise BadInput(f"{where}: module: {spec['module']!r} cannot be loaded{extra}: {error}") from None
-    except AttributeError:
-        raise BadInput(f"{where}: class: {spec['module']} has no {spec['class']!r}") from None
     if signal.getsignal(signal.SIGINT) is not before:  # dask_jobqueue 0.9 takes Ctrl-C away as it is imported
         signal.signal(signal.SIGINT, before)
-    kwargs = {key.replace("-", "_"): value for key, value in spec.get("kwargs", {}).items()}
+    kwargs = {str(key).replace("-", "_"): value for key, value in spec.get("kwargs", {}).items()}
     with dask.config.set(SETTINGS):
         settings = dask.config.merge(dask.config.config, content)
     return partial(made, *spec.get("args", []), **kwargs), settings

@@ -27,9 +27,8 @@ from lowres.models.backbone import resolved_precision, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import behind
 from lowres.models.identity import processor
-from lowres.models.weights import resolve
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters
-from lowres.runs.checks import check_study
+from lowres.runs.checks import check_study, fetch_weights
 from lowres.runs.cluster import default_workers
 from lowres.runs.progress import TimeLeft, time_text
 from lowres.runs.study import Run, Study
@@ -194,8 +193,7 @@ def before_start(study: Study, remaining: dict[Run, int], workers: int | None, h
     said = check_study(study)
     if not here:  # other machines, of which nothing was measured, and which have a cache of their own
         return said, {}
-    for name in dict.fromkeys(name for run in remaining for name in (run.parameters.model, getattr(run.parameters, "teacher", "")) if name):
-        resolve(name)
+    fetch_weights(run.parameters for run in remaining)
     found, more = foretold(remaining, workers)
     return said + more, found
 

@@ -18,7 +18,7 @@ from lowres.files import BadInput, shown
 from lowres.runs.records import RESULTS_VERSION
 
 SAME = {"python": 2, "dask": 3, "distributed": 3}  # what is sent to a worker is theirs to read: so many parts of their versions must agree
-LONGEST_LOOK = 600.0  # seconds; nobody waits for it who has other workers
+SETTLED, LONGEST_LOOK = 20.0, 600.0  # seconds: nobody waits longer for a worker who has others; and until that is told
 
 
 def asked_of_workers() -> Callable[[str, bytes, Any], dict[str, Any]]:
@@ -48,6 +48,7 @@ def asked_of_workers() -> Callable[[str, bytes, Any], dict[str, Any]]:
         try:
             if runs := pickle.loads(asked):
                 elsewhere("lowres.runs.checks:check_parameters", runs)
+                elsewhere("lowres.runs.checks:fetch_weights", [parameters for _, parameters in runs])
         except BadInput as error:
             answer["fault"] = f"cannot do the work: {error}"
         return answer
@@ -66,6 +67,7 @@ class Fitness:
         self.faults: dict[str, str] = {}
         self.with_gpu: set[str] = set()
         self.untold: list[str] = []
+        self.slow: set[str] = set()
         self.threads = 0  # that each run may use: the same everywhere, because it changes the last digits of results
         found = client.get_versions()
         self.ours = found["client"]
@@ -73,9 +75,10 @@ class Fitness:
             raise BadInput(f"{where}: the scheduler {fault}")
 
     def wait(self) -> None:
-        """Until all that are there have answered."""
+        """Until all that are there have answered, or some while: one that is at work for others answers when it has time."""
+        end = time.monotonic() + SETTLED
         self.slots()
-        while self.looks:
+        while self.looks and time.monotonic() < end:
             time.sleep(0.1)
             self.slots()
 
@@ -88,11 +91,15 @@ class Fitness:
         if new := there.keys() - self.looks.keys() - self.answers.keys() - self.faults.keys():
             self._begin(new)
         for address, (future, since) in list(self.looks.items()):
-            if future.done() or address not in there or time.monotonic() > since + LONGEST_LOOK:
+            if future.done() or address not in there:
                 del self.looks[address]
                 self._heard(address, future, address in there)
+            elif time.monotonic() > since + LONGEST_LOOK and address not in self.slow:
+                self.slow.add(address)
+                self.untold.append(f"{self.where}: the worker {address} has not answered for {LONGEST_LOOK:.0f} s: it is busy, or hangs")
         if not self.looks:
             self.close()
+        if not any(time.monotonic() < since + SETTLED for _, since in self.looks.values()):
             self.threads = self.threads or self._threads(there)
         for line in self.untold if tell else ():
             tell(line)
@@ -120,8 +127,6 @@ class Fitness:
             return
         try:
             answer = future.result(timeout=5)
-        except TimeoutError:
-            answer = {"fault": f"does not answer within {LONGEST_LOOK:.0f} s"}
         except Exception as error:  # whatever a foreign environment raises
             answer = {"fault": f"cannot be looked at: {error!r}"}
         if "fault" in answer:

@@ -128,6 +128,10 @@ class MultipleChoice(Classification):
     without = {"method": ("distillation", "baselines"), "adapt": ("pattern", "corpus"), "loss": ("vocabulary",), "word_score": ("first",),
                "scoring": ("likelihood",), "class_weights": ("balanced",), "label_words": (), "demonstrations": (), "calibrate": (), "choose": ()}
 
+    def metrics(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+        """As of labels; but places are no classes that could be uneven: accuracy is what to look at."""
+        return super().metrics(gold, logits) | {"uneven": False}
+
     def named_in(self, table: Table, spec: TaskFile) -> pd.Series:
         if not spec.right:
             return super().named_in(table, spec)
