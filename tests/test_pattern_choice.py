@@ -184,7 +184,7 @@ def told(monkeypatch, tiny_llama, task):
 
 
 def asked(**given):
-    return validated("vanilla", {"choose": {"learning_rate": [1e-4, 1e-3]}, **given}, "test")
+    return validated("vanilla", {"learning_rate": 1e-5, "choose": {"learning_rate": [1e-4, 1e-3]}, **given}, "test")
 
 
 def test_a_setting_that_the_held_out_halves_prefer_takes_the_defaults_place(told):
@@ -255,7 +255,7 @@ def test_a_student_chooses_rates_and_epochs_and_the_authors_nothing(values, mess
 def test_as_coded_trains_at_the_authors_rate_alone(method):
     coded = {"fidelity": "as_coded", "learning_rate": 1e-5}
     assert validated(method, coded, "test").learning_rate == 1e-5
-    for more, message in (({"choose": {"learning_rate": [2e-4]}}, "the authors chose nothing"), ({"learning_rate": 2e-4}, "the authors ran learning_rate")):
+    for more, message in (({"choose": {"epochs": [3]}}, "the authors chose nothing"), ({"learning_rate": 2e-4}, "the authors ran learning_rate")):
         with pytest.raises(BadInput, match=message):
             validated(method, coded | more, "test")
 
@@ -284,6 +284,6 @@ def test_a_run_chooses_anew_for_each_seed_and_counts_what_that_cost(tiny_llama, 
     assert [len(trial["settings"]["ranking"]) for trial in chosen] == [3, 3] and "settings" not in usual[0]
     for one, other in zip(chosen, usual):
         assert one["seconds"]["choose"] > 0 and one["tokens"]["training"] > 6 * other["tokens"]["training"]
-        if one["settings"]["chosen"]["learning_rate"] == 1e-5:
+        if one["settings"]["chosen"]["learning_rate"] == 2e-4:
             assert one["outcome_sha256"] == other["outcome_sha256"]
     assert chosen[0]["settings"]["ranking"] != chosen[1]["settings"]["ranking"]
