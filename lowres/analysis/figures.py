@@ -125,8 +125,10 @@ def _path(data: pd.DataFrame, **look) -> None:
 
 
 def all_of_the_paper(trials: pd.DataFrame, published: bool = False) -> list[Picture]:
-    """Figures 2 to 5, by method in the order of the study, then LoRA by rank. They are of accuracy."""
-    trials = trials[trials["metric"] == "accuracy"] if len(trials) else trials
+    """Figures 2 to 5, by method in the order of the study, then LoRA by rank: of accuracy, against shots, of which there have to be several."""
+    if not len(trials) or trials["shots"].nunique() < 2:
+        return []
+    trials = trials[trials["metric"] == "accuracy"]
     methods = [method for method in NUMBERS if method != "lora"]
     return [drawn for method in methods for drawn in method_against_shots(trials, method, published)] + lora_by_rank(trials, published)
 
@@ -219,14 +221,15 @@ COSTS = {"seconds": "seconds a trial", "memory": "peak memory, GB", "trainable":
 
 
 def cost_figures(trials: pd.DataFrame) -> list[Picture]:
-    """Accuracy against each cost at the most shots, the Pareto front drawn: a figure a model, task and domain."""
+    """Accuracy, the mean over domains, against each cost at the most shots, the Pareto front drawn: a figure a model and task."""
     found = []
-    for (model, task, domain), part in trials.groupby(["model", "task", "domain"], sort=False) if len(trials) else ():
+    for (model, task), part in trials.groupby(["model", "task"], sort=False) if len(trials) else ():
         part, absent = at_most_shots(part)
         notes = f"{of_machines(part)} {absent}".strip()
         each = plots.named(part.assign(panel=""))
         costs = each.drop_duplicates(["line", "seed"]).groupby("line")[list(COSTS)].mean()
-        once = plots.over_seeds(each)
+        once = plots.over_seeds(each, "domain").groupby(["panel", "line", "seed"], sort=False).mean(numeric_only=True).reset_index()
+        where = " and ".join(plots.DOMAINS[domain] for domain in part["domain"].unique())
         table = pd.concat([once.assign(panel=text, cost=once["line"].map(costs[cost])) for cost, text in COSTS.items()])
         looks = {name: {**look, "linestyle": "none", "markersize": 8} for name, look in plots.styles(table["line"]).items()}
         grid = plots.means(plots.facets(table, looks, across=3, width=3.5), "cost", "accuracy").set_titles("")
@@ -239,10 +242,10 @@ def cost_figures(trials: pd.DataFrame) -> list[Picture]:
         axes.set(xlim=(-3e3, 3 * max(most, 1e4)), xticks=[0, 1e4, 1e6, 1e8], xticklabels=["0", "10⁴", "10⁶", "10⁸"])
         axes.minorticks_off()
         plots.yardsticks(grid)
-        title = f"{plain(task)}, {DOMAINS[domain]}, {plain(model)}, {shots_text(part)}: {counted(part)}, bars: 95 % over seeds\n{plain(notes)}"
-        alt = (f"{plots.capital(score_name(part))} {DOMAINS[domain]} on {task} with {model} at {shots_text(part)} against seconds, peak memory and "
+        title = f"{plain(task)}, {where}, {plain(model)}, {shots_text(part)}: {counted(part)}, bars: 95 % over seeds\n{plain(notes)}"
+        alt = (f"{plots.capital(score_name(part))} {where} on {task} with {model} at {shots_text(part)} against seconds, peak memory and "
                f"trained parameters; {plots.explained(part)}; the stepped line is the Pareto front of these (nothing cheaper is better). {notes}")
-        found.append(plots.finished(grid, plots.file_name("cost", task, domain, model), title, alt))
+        found.append(plots.finished(grid, plots.file_name("cost", task, model), title, alt))
     return found
 
 
@@ -256,10 +259,13 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def cost_against_shots(trials: pd.DataFrame) -> list[Picture]:
-    """Seconds a trial against shots; and, with several models, against the model's size."""
+    """Seconds a trial against shots, if these are several; and, with several models, against the model's size."""
     if not len(trials):
         return []
+    sizes = [_against_size] if trials["model"].nunique() > 1 else []
     once = plots.named(trials.drop_duplicates([*RUN, "seed"]))
+    if trials["shots"].nunique() < 2:
+        return [draw(once) for draw in sizes]
     once["panel"] = [f"{plain(task)}, {plain(model)}" for model, task in zip(once["model"], once["task"])]
     grid = plots.against(once, plots.styles(once["line"]), "shots", "seconds")
     _cheapest(grid, once.groupby(["panel", "line", "shots"])["seconds"].mean())
@@ -267,7 +273,7 @@ def cost_against_shots(trials: pd.DataFrame) -> list[Picture]:
     alt = (f"Seconds a trial against shots by method; {counted(once)}; dotted: the cheapest run. "
            f"The numbers are in the table of costs. {of_machines(once)}")
     found = [plots.finished(grid.set_axis_labels(y_var="seconds a trial"), "cost-shots", title, alt)]
-    return found + ([_against_size(once)] if once["model"].nunique() > 1 else [])
+    return found + [draw(once) for draw in sizes]
 
 
 def _against_size(once: pd.DataFrame) -> Picture:
