@@ -224,7 +224,7 @@ def test_a_figure_at_the_most_shots_names_who_is_not_in_it(tmp_path):
     every = [*figures.parts_figures(tables.parts(found)), *figures.calibration_figures(collect.calibration(found.trials)),
              *figures.training_figures(found), *figures.cost_figures(found.trials)]
     said = [one.alt for one in every]
-    assert len(said) == 6 and all("Without results at that count: lora rank=1." in alt for alt in said)
+    assert len(said) == 5 and all("Without results at that count: lora rank=1." in alt for alt in said)
     titles = [" ".join(one.figure.get_suptitle().split()) for one in every if one.name != "training"]
     assert all("Without results at that count: lora rank=1." in title for title in titles)
     whole = found.trials[found.trials["method"] != "lora"]
