@@ -34,7 +34,9 @@ def main_lines(trials: pd.DataFrame) -> pd.DataFrame:
     commonest label alone. So do the names of sets whose kind has another score.
     """
     part = main_runs(trials)
-    part = part[part["model"] == part["model"].mode().iloc[0]] if len(part) else part
+    if not len(part):
+        return part
+    part = part[part["model"] == part["model"].mode().iloc[0]]
     part = part.assign(measure=part["metric"].where(part["metric"] != "accuracy", "") if "metric" in part else "")
     if "uneven" in part and part["uneven"].eq(True).any():
         sets = [part["task"], part["set"]]

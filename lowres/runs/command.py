@@ -33,7 +33,8 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
         if options.here:
             forking(options.workers or default_workers(), start=True)
             models = {run.parameters.model for run in todo}
-            if hub := sorted(name for name in models if name.count("/") == 1 and not located(name).exists()):
+            hub = sorted(name for name in models if name.count("/") == 1 and not located(name).exists())
+            if hub and sys.stdout.isatty():
                 print(f"weights of {', '.join(hub)}: what is not here yet is fetched first", flush=True)
         left = remaining(statuses)
         wanted = {run: left[run] for run in todo}
