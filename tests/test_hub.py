@@ -154,7 +154,7 @@ def test_a_study_whose_model_or_data_cannot_be_had_is_one_sentence_and_nothing_i
         patch.delitem(files, "model.safetensors")  # as the real revision is: pickled weights alone
         assert f"convert it once with `lowres convert {OPT_125M} FOLDER`" in said(model)
     with monkeypatch.context() as patch:  # the client gives up after its sixth try
-        patch.setitem(hub.cuts, File(files["model.safetensors"]).sha256, [1000] * 6)
+        patch.setitem(hub.cuts, files["model.safetensors"].sha256, [1000] * 6)
         assert f"model: '{OPT_125M}' could not be fetched from the hub" in said(model)
 
 
