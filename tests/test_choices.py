@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 import toys
-import yaml
 from conftest import backbone_of
 from test_notebooks import execute
 from toys import REQUESTS, USES
@@ -26,7 +25,7 @@ from lowres.runs.notebook import start
 from lowres.tasks.kinds import KINDS, in_order, refuse
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw
-from lowres.tasks.task_file import choice_columns, extended_task, read_task
+from lowres.tasks.task_file import choice_columns, read_task
 
 pytestmark = pytest.mark.usefixtures("forking")
 KIND = KINDS["multiple_choice"]
@@ -44,14 +43,8 @@ def uses():
 def make_task(tmp_path):
     """The made-up task with changes to its file and, if given, other rows, which are made unlike in its three files by `rows(name)`."""
     def make(rows=None, **changes) -> str:
-        (tmp_path / "uses").mkdir(exist_ok=True)
-        for name, table in toys.tables_of_choices().items():
-            (tmp_path / "uses" / f"{name}.tsv").write_text(rows(name) if rows and rows(name) else table)
-        content = yaml.safe_load((ROOT / USES).read_text()) | {"checksums": {}} | changes
-        (tmp_path / "uses.yaml").write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
-        read_task.cache_clear()
-        extended_task.cache_clear()
-        return str(tmp_path / "uses.yaml")
+        tables = {name: rows(name) if rows and rows(name) else table for name, table in toys.tables_of_choices().items()}
+        return toys.remade(tmp_path, USES, tables, **changes)
     return make
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 import toys
-import yaml
 from conftest import backbone_of, word_ids
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -35,7 +34,7 @@ from lowres.runs.summary import headline, results
 from lowres.tasks.kinds import KINDS, micro_f1, refuse
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw, fewest
-from lowres.tasks.task_file import extended_task, read_task
+from lowres.tasks.task_file import extended_task
 
 pytestmark = pytest.mark.usefixtures("forking")
 KIND = KINDS["multi_label"]
@@ -50,14 +49,7 @@ def requests():
 def make_task(tmp_path):
     """The made-up task with changes to its file and, if given, other rows of the pool."""
     def make(rows: str = "", **changes) -> str:
-        (tmp_path / "requests").mkdir(exist_ok=True)
-        for name, table in toys.tables().items():
-            (tmp_path / "requests" / f"{name}.tsv").write_text(rows if rows and name == "pool" else table)
-        content = yaml.safe_load((ROOT / REQUESTS).read_text()) | {"checksums": {}} | changes
-        (tmp_path / "requests.yaml").write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
-        read_task.cache_clear()
-        extended_task.cache_clear()
-        return str(tmp_path / "requests.yaml")
+        return toys.remade(tmp_path, REQUESTS, toys.tables() | ({"pool": rows} if rows else {}), **changes)
     return make
 
 

@@ -7,6 +7,10 @@
 from pathlib import Path
 
 import numpy as np
+import yaml
+
+from lowres.files import ROOT
+from lowres.tasks.task_file import extended_task, read_task
 
 GRAMMAR, ENTAILMENT, REQUESTS, USES = (f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses"))
 SHARES = {"refund": 0.4, "delay": 0.3, "address": 0.15, "thanks": 0.25}  # of the rows that have the label
@@ -76,6 +80,19 @@ def tables_of_choices() -> dict[str, str]:
     """The files of the task `uses`, by their names."""
     asked = {"pool": ("in", 240, 0), "kitchen": ("in", 120, 1), "garden": ("out", 120, 2)}
     return {name: "\n".join(["question\tfirst\tsecond\tthird\tanswer", *map("\t".join, uses(*how))]) + "\n" for name, how in asked.items()}
+
+
+def remade(folder: Path, task: str, tables: dict[str, str], **changes) -> str:
+    """A made-up task written anew with these `tables` and changes to its file (None takes a key away): its path. Its old form is forgotten."""
+    place = folder / Path(task).stem
+    place.mkdir(exist_ok=True)
+    for name, table in tables.items():
+        (place / f"{name}.tsv").write_text(table)
+    content = yaml.safe_load((ROOT / task).read_text()) | {"checksums": {}} | changes
+    place.with_suffix(".yaml").write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    read_task.cache_clear()
+    extended_task.cache_clear()
+    return str(place.with_suffix(".yaml"))
 
 
 if __name__ == "__main__":

@@ -104,12 +104,11 @@ def check_parameters(asked: Iterable[tuple[str, Parameters]]) -> list[str]:
 
 def fetch_weights(asked: Iterable[Parameters]) -> None:
     """Fetches or prepares what weights are not here yet, once, and not by each run. Raises BadInput for weights that cannot be had."""
-    from lowres.models.identity import weights_files
     from lowres.models.weights import resolve
 
     reading = [p for p in asked if getattr(p, "classifier", "probe") == "probe"]  # counted words and brought answers read none
     for name in dict.fromkeys(name for p in reading for name in (p.model, getattr(p, "teacher", "")) if name):
-        weights_files(resolve(name))
+        identity.weights_files(resolve(name))
 
 
 def _few(p: Parameters, pool: dict[str, int]) -> list[str]:

@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from lowres.files import BadInput, located, shown
+from lowres.files import BadInput, shown
+from lowres.models.identity import identity
 from lowres.runs.progress import Expected, problems, summary
 from lowres.runs.status import Status, all_statuses, counts, remaining
 from lowres.runs.study import Run, Study, read_study, select
@@ -32,8 +33,7 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
 
         if options.here:
             forking(options.workers or default_workers(), start=True)
-            models = {run.parameters.model for run in todo}
-            hub = sorted(name for name in models if name.count("/") == 1 and not located(name).exists())
+            hub = sorted(name for name in {run.parameters.model for run in todo} if (identity(name) or "").startswith("hub:"))
             if hub and sys.stdout.isatty():
                 print(f"weights of {', '.join(hub)}: what is not here yet is fetched first", flush=True)
         left = remaining(statuses)

@@ -270,7 +270,7 @@ def refuse(kind: str, method: str, p) -> None:
             raise BadInput(f"{what}: has no meaning yet for tasks of kind {kind}")
 
 
-def kind_of(rows: pd.DataFrame) -> Classification | MultiLabel:
+def kind_of(rows: pd.DataFrame) -> Classification:
     """The kind of a task whose rows these are, told by the form of their labels; an index of choices is drawn and counted like any other."""
     return KINDS["multi_label" if isinstance(next(iter(rows["label"]), 0), tuple) else "classification"]
 

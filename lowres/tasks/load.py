@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lowres.tasks.kinds import Classification, MultiLabel, MultipleChoice
+    from lowres.tasks.kinds import Classification
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
 ALL_OTHERS = "*"  # in `relabel`: every value that is not named
@@ -86,7 +86,7 @@ class Task:
         return self.file.labels
 
     @property
-    def kind(self) -> Classification | MultiLabel | MultipleChoice:
+    def kind(self) -> Classification:
         from lowres.tasks.kinds import KINDS
 
         return KINDS[self.file.kind]
