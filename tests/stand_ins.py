@@ -38,7 +38,7 @@ def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda 
     """What a stand-in's cell calls: each seed not yet there is worked at and kept, then the record. Notes every execution."""
     parameters = validated(method, {key: values[key] for key in METHODS[method].model_fields if key in values}, "stand-in")
     folder, record = located(parameters.output_dir), {"provenance": {"code": records.code_checksum(os.environ.get(NOTEBOOK, ""))}}
-    marks = FingerprintInputs().fingerprints(Run(method, "", parameters), parameters.seeds, record)
+    marks = FingerprintInputs().fingerprints(Run(method, {}, parameters), parameters.seeds, record)
     for seed in parameters.seeds:
         if records.read_trial(folder, seed, marks[seed]):
             continue

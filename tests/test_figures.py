@@ -327,13 +327,14 @@ def test_accuracy_is_drawn_against_a_setting_that_has_three_numbers_and_against_
                {"method": "vanilla", "vary": {"learning_rate": [1e-5, 5e-5, 2e-4]}}]
     found = plots.against_settings(collect.collect(*filled(tmp_path, shots=(16,), seeds=range(3), methods=methods)).trials)
     lines = {one.name.split("-")[0]: set(one.alt.split("): ")[1].split(". ")[0].split("; ")) for one in found if one.name.split("-")[1] == "cola"}
-    assert lines == {"rank": {"lora"}, "width": {"lora learning_rate=0.001,peft_type=BOTTLENECK"}, "demonstrations": {
+    assert lines == {"rank": {"lora"}, "width": {"lora peft_type=BOTTLENECK,learning_rate=0.001"}, "learning_rate": {"vanilla"}, "demonstrations": {
         f"distillation inputs={inputs},temperature={temperature}" for inputs in ("few-shot", "pool") for temperature in (1, 2)}}
     ticks = {one.name.split("-")[0]: [tick.get_text() for tick in one.figure.axes[0].get_xticklabels()] for one in found}
-    assert ticks == {"rank": ["1", "4", "16"], "width": ["8", "64", "256"], "demonstrations": ["1", "4", "16"]}
+    assert ticks == {"rank": ["1", "4", "16"], "width": ["8", "64", "256"], "demonstrations": ["1", "4", "16"],
+                     "learning_rate": ["1e-05", "5e-05", "0.0002"]}
 
 
 def test_a_name_that_begins_with_a_number_is_no_number(found):
-    names = ["label_words=2-way", "pattern=3e", "pattern=1.2.3", "label_words=0-9,rank=1"]
-    trials = pd.concat([found.trials.assign(variant=name) for name in names], ignore_index=True)
+    several = [{"label_words": "2-way"}, {"pattern": "3e"}, {"pattern": "1.2.3"}, {"label_words": "0-9", "rank": 1}]
+    trials = pd.concat([found.trials.assign(settings=[settings] * len(found.trials)) for settings in several], ignore_index=True)
     assert plots.against_settings(trials) == []

@@ -98,15 +98,17 @@ def test_a_first_rate_without_trials_is_left_out_and_the_other_rules_stay(trials
 def test_what_the_shots_chose_stands_beside_its_own_line(trials):
     chose = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)]
     asked = "{'learning_rate': [1e-05, 0.0002]}"
-    named = chose.assign(variant=f"choose={asked},rank=8", chosen_from=asked, ablation=True, folder="x")
-    patterns = chose.assign(variant="choose={'epochs': [1]}", chosen_from="{'epochs': [1]}", ablation=True, folder="y")
+    settings = {"choose": {"learning_rate": [1e-05, 0.0002]}, "rank": 8}
+    named = chose.assign(chosen_from=asked, ablation=True, folder="x", settings=[settings] * len(chose))
+    patterns = chose.assign(chosen_from="{'epochs': [1]}", ablation=True, folder="y", settings=[{"choose": {"epochs": [1]}}] * len(chose))
     part = rates.rated(pd.concat([trials, named, patterns], ignore_index=True))
     assert set(part[part["chose"]]["setting"]) == {"rank=8"} and set(part[part["chose"]]["folder"]) == {"x"}
 
 
 def test_trials_that_chose_are_shown_where_there_is_nothing_to_hold_them_against(trials):
     asked = "{'learning_rate': [0.0002]}"
-    alone = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)].assign(chosen_from=asked, variant=f"choose={asked}")
+    alone = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)].assign(chosen_from=asked)
+    alone["settings"] = [{"choose": {"learning_rate": [0.0002]}}] * len(alone)
     table = rates.regret_table(rates.by_rule(alone))
     assert list(table.columns) == ["method", "setting", "shots"] and table["shots"].iloc[0] == f"{100 * alone['accuracy'].mean():.1f}"
     assert rates.verdicts_by_rule(alone, rates.by_rule(alone), 2.0) == {}
@@ -174,13 +176,13 @@ def test_below_three_tasks_nothing_is_said_over_tasks_and_a_method_without_one_o
 
 def test_accuracy_is_drawn_against_the_rate_a_line_a_method_and_level_where_it_has_none(trials):
     other = trials[(trials["method"] == "pbft") & (trials["learning_rate"] == 1e-5)]
-    other = other.assign(method="in_context", learning_rate="", folder="elsewhere", accuracy=0.5)
+    other = other.assign(method="in_context", learning_rate="", folder="elsewhere", accuracy=0.5, settings=[{}] * len(other))
     whole = pd.concat([trials, other], ignore_index=True)
-    drawn = plots.against_rates(whole, rates.rated(whole))
+    drawn = plots.against_settings(whole)
     assert len({one.name for one in drawn}) == 2
     axes = drawn[0].figure.axes[0]
     lines = {tuple(np.round(np.array(line.get_ydata(), float), 6)) for line in axes.get_lines() if len(line.get_xdata()) in (2, 3)}
     cola = trials[(trials["task"] == "cola") & (trials["domain"] == "in") & (trials["method"] == "pbft")]
     expected = 100 * cola.groupby(cola["learning_rate"].astype(float))["accuracy"].mean().sort_index()
     assert tuple(np.round(expected.to_numpy(), 6)) in lines and (50.0, 50.0) in lines
-    assert "vanilla; pbft; in_context" in drawn[0].alt and plots.against_rates(trials.head(0), rates.rated(trials.head(0))) == []
+    assert "vanilla; pbft; in_context" in drawn[0].alt and plots.against_settings(trials.head(0)) == []

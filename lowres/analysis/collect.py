@@ -108,6 +108,7 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         listed.add(group)
         if trials:
             part = records.as_table({"trials": trials}, **labels)
+            part["settings"] = [run.settings] * len(part)
             part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
             part["machine"] = part["seed"].map({trial["seed"]: _machine(trial) for trial in trials})
             part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})

@@ -7,7 +7,6 @@ are a seaborn.FacetGrid's, whose table has a column `panel` and a column `line`;
 from __future__ import annotations
 
 import hashlib
-import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ import seaborn as sns
 from seaborn import FacetGrid
 
 from lowres.methods.show import Picture, show, theme
+from lowres.runs.study import variant
 from lowres.runs.summary import RUN, interval, score_name
 
 METHODS = ("vanilla", "pbft", "adaptive", "lora", "distillation", "in_context", "baselines")
@@ -217,53 +217,49 @@ def _sets(lines: pd.DataFrame, name: str, what: str) -> Picture:
     return finished(grid, name, f"{plain(what)}, {shots}: {counted(lines)}, bars: 95 % over seeds", alt)
 
 
-def against_rates(trials: pd.DataFrame, rated: pd.DataFrame) -> list[Picture]:
-    """A figure a model, task and number of shots: accuracy against the learning rate, a panel a domain, a line a method; methods that have no several
-    rates as level lines, beside the constant answer and the untrained model. `rated`: what `rates.rated` gives of these trials."""
-    found, place = [], ["model", "task", "shots"]
-    listed = rated[~rated["chose"]] if len(rated) else rated
-    level = trials[trials["main"] & ~trials["ablation"] & ~trials["folder"].isin(listed["folder"])] if len(listed) else trials
-    for key, lines in listed.groupby(place, sort=False) if len(listed) else ():
-        rate, flat = lines["learning_rate"].astype(float), level[(level[place] == list(key)).all(axis=1)]
-        parts = [named(lines, "setting").assign(rate=rate)]
-        parts += [named(flat).assign(rate=end) for end in (rate.min(), rate.max()) if len(flat)]  # level, from the lowest rate to the highest
-        table = over_seeds(pd.concat(parts).assign(panel=lambda table: table["domain"].map(WHERE)), "rate").rename(columns={"rate": "learning_rate"})
-        looks = styles(table["line"])
-        grid = against(table, looks, "learning_rate", called=score_name(lines))
-        yardsticks(grid)
-        alt = (f"{capital(score_name(lines))} on {Path(key[1]).stem} from {key[2]} examples per class against the learning rate, "
-               f"{' and '.join(grid.axes_dict)} (the mean over its sets): {'; '.join(looks)}. {explained(lines).capitalize()}.")
-        title = f"{plain(key[1])}, {plain(key[0])}, {key[2]} shots a class: {counted(lines)}, bars: 95 % over seeds"
-        found.append(finished(grid, file_name("rates", key[1], key[0], key[2]), title, alt))
-    return found
-
-
 def against_settings(trials: pd.DataFrame) -> list[Picture]:
-    """A figure a model, task, number of shots and setting that some method has at least FEWEST_NUMBERS numbers of (a rank, a width, a temperature):
-    accuracy against it, a panel a domain, a line for what else tells the method's runs apart."""
+    """A figure a model, task, number of shots and setting that some method has at least FEWEST_NUMBERS numbers of (a rate, a rank, a temperature):
+    accuracy against it, a panel a domain, a line for what else tells the method's runs apart; the study's other methods are level lines."""
     found = []
-    for (model, task, shots), part in trials.groupby(["model", "task", "shots"], sort=False) if len(trials) else ():
-        names = dict.fromkeys(name for variant in part["variant"].unique() for name in re.findall(r"(\w+)'?[=:] ?[\d.]", variant))
-        for name in (name for name in names if name != "learning_rate"):
-            cut = part["variant"].str.extract(rf"^(.*?)\b{name}'?[=:] ?([\d.e+-]+)(.*)$")
-            rest = (cut[0] + cut[2]).str.replace(r"\w+=\{'\}", "", regex=True).str.replace(",,", ",").str.strip(",")
-            lines = part.assign(rest=rest, **{name: pd.to_numeric(cut[1], errors="coerce")}).dropna(subset=name)
-            lines = lines[lines.groupby(["method", "rest"])[name].transform("nunique") >= FEWEST_NUMBERS]
-            if len(lines):
-                where = f"{plain(task)}, {plain(model)}, {shots} shots a class"
-                found.append(_against_setting(lines, name, where, file_name(name, task, model, shots)))
+    for place, part in trials.groupby(["model", "task", "shots"], sort=False) if len(trials) else ():
+        each = part["settings"].map(_apart)
+        swept = {name: _swept(part, each, name) for name in dict.fromkeys(name for numbers, _ in each for name in numbers)}
+        others = ~part["method"].isin([method for lines in swept.values() for method in lines["method"]])
+        level = part[part["main"] & ~part["ablation"] & others]
+        found += [_against_setting(lines, level, name, *place) for name, lines in swept.items() if len(lines)]
     return found
 
 
-def _against_setting(lines: pd.DataFrame, name: str, where: str, file: str) -> Picture:
-    whole = lines[name].map(lambda number: int(number) if number == int(number) else number)
-    table = over_seeds(named(lines.assign(panel=lines["domain"].map(WHERE), **{name: whole.astype(object)}), "rest"), name)
+def _apart(settings: dict) -> tuple[dict, dict]:
+    """A run's settings that are numbers, those within another setting too; and the others."""
+    inner = {name: value for setting in settings.values() if isinstance(setting, dict) for name, value in setting.items()}
+    flat = {name: value for name, value in settings.items() if not isinstance(value, dict)} | inner
+    numbers = {name: value for name, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    return numbers, {name: value for name, value in flat.items() if name not in numbers}
+
+
+def _swept(part: pd.DataFrame, each: pd.Series, name: str) -> pd.DataFrame:
+    """The lines that have enough numbers of a setting, in a column of its name; with `rest`, what else tells a method's runs apart."""
+    rest = [variant({other: value for other, value in (words | numbers).items() if other != name}) for numbers, words in each]
+    lines = part.assign(rest=rest, **{name: [numbers.get(name) for numbers, _ in each]}).dropna(subset=name)
+    return lines[lines.groupby(["method", "rest"])[name].transform("nunique") >= FEWEST_NUMBERS]
+
+
+def _against_setting(lines: pd.DataFrame, level: pd.DataFrame, name: str, model: str, task: str, shots: object) -> Picture:
+    ends = (lines[name].min(), lines[name].max()) if len(level) else ()
+    table = pd.concat([named(lines, "rest"), *(named(level).assign(**{name: end}) for end in ends)])
+    table = over_seeds(table.assign(panel=table["domain"].map(WHERE), **{name: table[name].map(_whole).astype(object)}), name)
     looks = styles(table["line"])
     grid = against(table, looks, name, called=score_name(lines))
     yardsticks(grid)
-    alt = (f"{capital(score_name(lines))} against {name.replace('_', ' ')}, {where}, {' and '.join(grid.axes_dict)} (the mean over its sets): "
-           f"{'; '.join(looks)}. {explained(lines).capitalize()}.")
-    return finished(grid, file, f"{where}: {counted(lines)}, bars: 95 % over seeds", alt)
+    alt = (f"{capital(score_name(lines))} on {Path(task).stem} from {shots} examples per class against the {name.replace('_', ' ')} ({model}), "
+           f"{' and '.join(grid.axes_dict)} (the mean over its sets): {'; '.join(looks)}. {capital(explained(lines))}.")
+    title = f"{plain(task)}, {plain(model)}, {shots} shots a class: {counted(lines)}, bars: 95 % over seeds"
+    return finished(grid, file_name(name, task, model, shots), title, alt)
+
+
+def _whole(number: float) -> float:
+    return int(number) if number == int(number) else number
 
 
 def profiles(points: pd.DataFrame) -> list[Picture]:

@@ -24,6 +24,7 @@ from scipy.special import softmax
 from lowres.analysis.collect import main_runs
 from lowres.analysis.verdicts import ClaimResult, judge
 from lowres.runs import records
+from lowres.runs.study import variant
 from lowres.runs.summary import ends, interval
 
 FIRST, ELSEWHERE, SHOTS, MEAN, HINDSIGHT = RULES = ("first", "other tasks", "shots", "mean", "hindsight")
@@ -39,9 +40,8 @@ def rated(trials: pd.DataFrame) -> pd.DataFrame:
     part = trials[(trials["learning_rate"] != "") & (~trials["ablation"] | (trials["chosen_from"] != ""))]
     if not len(part):
         return part
-    setting = [",".join(piece for piece in variant.split(",") if piece.split("=")[0] != "learning_rate") for variant in part["variant"]]
+    setting = [variant({key: settings[key] for key in settings if key not in ("learning_rate", "choose")}) for settings in part["settings"]]
     part = part.assign(setting=setting, chose=part["chosen_from"] != "")
-    part["setting"] = part["setting"].str.replace(r",?choose=\{.*?\}", "", regex=True).str.strip(",")
     part = part[~part["chose"] | part["chosen_from"].str.contains("'learning_rate'")]
     several = part[~part["chose"]].groupby([*LINE, "task"])["learning_rate"].transform("nunique").reindex(part.index, fill_value=0) > 1
     return part[several | part["chose"]]

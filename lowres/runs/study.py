@@ -52,12 +52,17 @@ class StudyFile(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One notebook to execute: a method, its parameters, and where the results go."""
+    """One notebook to execute: a method, its parameters, of these the settings that the study tells it from the method's other runs by, and where the
+    results go."""
 
     method: str
-    variant: str
+    settings: dict[str, Any]
     parameters: Parameters
     ablation: bool = False
+
+    @cached_property
+    def variant(self) -> str:
+        return variant(self.settings)
 
     @cached_property
     def folder(self) -> Path:
@@ -68,7 +73,7 @@ class Run:
         return "/".join(self.folder.parts[-4:])
 
     def __reduce__(self):  # to a worker goes what the run is, not where it stands on this host
-        return Run, (self.method, self.variant, self.parameters, self.ablation)
+        return Run, (self.method, self.settings, self.parameters, self.ablation)
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,11 @@ def _expanded(path: Path, file: StudyFile, entry: Entry, data_dir: str | None, o
         asked = {**_defaults(entry.method), **file.defaults.get(entry.method, {}), **common, **chosen}
         if data_dir is not None and not (spec := read_task(str(asked["task"]))).embedded and not spec.folder:
             asked["data_dir"] = data_dir
-        variant = ",".join(f"{key}={_short(chosen[key])}" for key in dict.fromkeys(own))
+        settings = {key: chosen[key] for key in own}
         parameters = validated(entry.method, {**asked, "output_dir": "outputs"}, where)  # its place follows from what is validated
         place = f"{entry.method}/{_folder_name(parameters.model)}/{_folder_name(parameters.task)}/{parameters.shots}-shot"
-        place += f"-{_folder_name(variant)}" if variant else ""
-        run = Run(entry.method, variant, parameters.model_copy(update={"output_dir": f"{shown_outputs}/{place}"}), entry.ablation)
+        place += f"-{_folder_name(variant(settings))}" if settings else ""
+        run = Run(entry.method, settings, parameters.model_copy(update={"output_dir": f"{shown_outputs}/{place}"}), entry.ablation)
         run.__dict__.update(folder=outputs / place, name=place)  # known already: a study may have 10,000 runs
         runs.append(run)
     return runs
@@ -167,6 +172,11 @@ def _defaults(method: str) -> dict[str, Any]:
 
 def _known_somewhere(key: str) -> bool:
     return any(key in schema.model_fields for schema in METHODS.values())
+
+
+def variant(settings: dict[str, Any]) -> str:
+    """Settings as a run's name has them."""
+    return ",".join(f"{key}={_short(value)}" for key, value in settings.items())
 
 
 def _short(value: Any) -> str:
