@@ -134,12 +134,13 @@ def new(
     source: Annotated[str, typer.Option(help="a column that says where a row comes from")] = "",
     held_out: Annotated[list[str] | None, typer.Option(help="a value of --source that is only predicted, out of domain (may be given twice)")] = None,
     elsewhere: Annotated[str, typer.Option(callback=_from_here, help="a file of rows from somewhere else, same columns, for out of domain")] = "",
+    separator: Annotated[str, typer.Option(help="what stands between several labels of a row; '|' and ';' are found without it")] = "",
 ) -> None:
     """Makes a task and a study of it out of one file of labelled rows, and says what was found and guessed. The file stays as it is."""
     from lowres.runs.checks import tokens_of
     from lowres.tasks.new import new
 
-    places, said = new(name, file, text or (), label, source, held_out or (), elsewhere, tokens_of())
+    places, said = new(name, file, text or (), label, source, held_out or (), elsewhere, separator, tokens_of())
     print("\n".join(said))
     print(f"written: {', '.join(shown(place) for place in places)}")
     print(f"next: lowres run {name}    (then: lowres keep {name})")

@@ -17,8 +17,9 @@ from lowres.methods.evaluation import evaluated, predictions
 from lowres.runs.notebook import Run
 from lowres.runs.process import KERNEL_ENVIRONMENT
 from lowres.runs.summary import headline, interval, results
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import KINDS, SCALE
 from lowres.tasks.load import load_task
+from lowres.tasks.task_file import read_task
 
 metrics = KINDS["classification"].metrics
 
@@ -32,6 +33,31 @@ def test_the_metrics_are_their_formulas():
     assert found["mcc"] == pytest.approx((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
     assert found["macro_f1"] == pytest.approx((2 * tp / (2 * tp + fp + fn) + 2 * tn / (2 * tn + fp + fn)) / 2)
     assert (found["n"], found["constant"], found["commonest_prediction"]) == (8, 5 / 8, 5 / 8)
+
+
+def test_of_a_scale_it_is_told_how_many_steps_answers_are_off_and_a_median_is_the_yardstick():
+    gold, predicted = np.array([0, 1, 4, 4, 3]), np.array([0, 3, 4, 2, 3])
+    found = SCALE.metrics(gold, np.eye(5)[predicted])
+    assert found["mean_error"] == (0 + 2 + 0 + 2 + 0) / 5 and found["accuracy"] == 3 / 5
+    assert found["constant_mean_error"] == min(np.abs(gold - step).mean() for step in range(5)) == (3 + 2 + 1 + 1 + 0) / 5
+    assert set(found) - set(metrics(gold, np.eye(5)[predicted])) == {"mean_error", "constant_mean_error"}
+
+
+@pytest.mark.parametrize(("name", "columns", "written"), [("boolq", ["question", "passage", "answer"], "true"), ("ratings", ["text", "label"], "2")])
+def test_yes_and_no_and_ratings_are_task_files_alone(tmp_path, name, columns, written):
+    (tmp_path / name).mkdir()
+    spec, answers = read_task(name), {"true": ("true", "false"), "2": ("0", "1", "2", "3", "4")}[written]
+    for number, file in enumerate({file for source in (spec.pool, *spec.evaluation.values()) for file in source.files}):
+        stars = file == "ratings/shops"
+        told = {answer: f"{int(answer) + 1} star{'s' * (answer > '1')}" if stars else answer for answer in answers}
+        lines = [[*(f"{column} {number} {i} of {answer}" for column in columns[:-1]), told[answer]] for i in range(4) for answer in answers]
+        pd.DataFrame(lines, columns=columns).to_csv(tmp_path / f"{file}.tsv", sep="\t", index=False)
+    task = load_task(name, str(tmp_path))
+    assert len(task.pool) == 4 * len(answers) and set(task.pool["label"]) == set(range(len(task.labels)))
+    found = evaluated(task, {each: np.eye(len(task.labels))[rows["label"]] for each, rows in task.evaluation.items()})
+    assert all(one["accuracy"] == 1 and one.get("mean_error", 0) == 0 and ("mean_error" in one) == (name == "ratings") for one in found.values())
+    trial = {"seed": 0, "sets": found, "seconds": {"train": 1.0}, "trainable": 0, "outcome_sha256": "", "losses": [], "memory": {"resident": 1.0}}
+    assert ("off by, steps (constant)" in results([trial])) == (name == "ratings")
 
 
 def test_predictions_hold_any_seed_and_any_number_of_labels():

@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from toys import GRAMMAR
+from toys import GRAMMAR, REQUESTS
 
 import lowres
 from lowres.files import BadInput
@@ -28,16 +28,20 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, tiny_llama):
-    """A study of every method, executed in this process: two seeds on a tiny model."""
-    from lowres.runs.execute import Options, execute
-
-    folder = tmp_path_factory.mktemp("keep")
-    asked = {"model": tiny_llama, "task": GRAMMAR, "shots": 4, "seeds": [3, 4], "epochs": 4, "evaluation_rows": 20, "learning_rate": 0.01,
-             "max_length": 48}
+    """A study of every method: two seeds on a tiny model."""
     methods = [{**entry, "set": {**entry.get("set", {})}} for entry in METHODS]
     for entry in methods:
         if entry["method"] == "in_context":
             entry["set"] |= {"demonstrations": 1}
+    return executed(tmp_path_factory.mktemp("keep"), tiny_llama, GRAMMAR, methods)
+
+
+def executed(folder, model, task, methods):
+    """In this process."""
+    from lowres.runs.execute import Options, execute
+
+    asked = {"model": model, "task": task, "shots": 4, "seeds": [3, 4], "epochs": 4, "evaluation_rows": 20, "learning_rate": 0.01,
+             "max_length": 48}
     (folder / "tiny.yaml").write_text(yaml.safe_dump({"description": "d", "set": asked, "methods": methods}))
     read = read_study(str(folder / "tiny.yaml"), outputs=str(folder / "outputs"))
     for run in read.runs:
@@ -80,6 +84,24 @@ def test_a_baseline_is_kept_as_plain_arrays_and_answers_as_its_trial_did(study, 
     assert told["p(acceptable)"][0] + told["p(unacceptable)"][0] == pytest.approx(1) and told["note"][1] == "empty text"
 
 
+def test_classifiers_of_several_labels_are_kept_and_give_each_text_all_that_are_likelier_than_not(tmp_path, tiny_llama):
+    study = executed(tmp_path, tiny_llama, REQUESTS, [{"method": "vanilla"}, {"method": "baselines", "set": {"classifier": "tfidf"}}])
+    for number, run in enumerate(study.runs):
+        place, said = keep.keep(study, run, None, str(tmp_path / f"kept{number}"))
+        assert "evaluation rows the labels that the trial gave them" in said and "They are those of the study's records" in said
+        told = lowres.load(str(place)).predict(["Where is my parcel? I want my money back.", ""])
+        chances = told[[f"p({label})" for label in ("refund", "delay", "address", "thanks")]].to_numpy()
+        likelier = [label for label, chance in zip(("refund", "delay", "address", "thanks"), chances[0]) if chance > 0.5]
+        assert told["predicted"].tolist() == ["|".join(likelier), ""] and told["note"].tolist() == ["", "empty text"]
+    assert json.loads((tmp_path / "kept0" / "config.json").read_text())["problem_type"] == "multi_label_classification"
+    record = json.loads((study.runs[0].folder / "record.json").read_text())["trials"][0]["sets"]
+    own = ", ".join(f"{name} {100 * scores['micro_f1']:.1f} %" for name, scores in record.items())
+    assert f"this folder is one of them: {own}." in (tmp_path / "kept0" / "README.md").read_text()
+    _, chances = example(tmp_path / "kept0", "text = 'Where is my parcel? I want my money back.'")
+    [answer] = lowres.load(str(tmp_path / "kept0")).predict(["Where is my parcel? I want my money back."]).to_dict("records")
+    assert json.loads(chances)[0][0] == pytest.approx(answer["p(refund)"], abs=1e-5)
+
+
 def test_all_labelled_rows_of_the_pool_may_be_learnt_from_and_the_card_says_whose_quality_it_tells(study, tmp_path):
     lines = []
     place, said = keep.keep(study, run_of(study, "method=baselines,classifier=tfidf"), 4, str(tmp_path / "kept"), all_rows=True, tell=lines.append)
@@ -99,12 +121,18 @@ def test_the_folder_is_whole_and_says_what_it_is(kept, study):
     assert config["label2id"] == {"unacceptable": 0, "acceptable": 1} and config["architectures"] == ["LlamaForSequenceClassification"]
 
 
-def test_the_example_in_the_card_runs_without_lowres(kept):
-    code = (kept / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(kept))
-    code = "import sys\nsys.modules['lowres'] = None\nsentence = 'The nurse has written a letter.'\n" + code
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=kept)
+def example(folder, texts: str) -> tuple[str, str]:
+    """What the card's example prints of these, in a process without lowres: the answer, and the probabilities."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    code = f"import sys\nsys.modules['lowres'] = None\n{texts}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    label, chances = done.stdout.strip().splitlines()[-1].split(" ", 1)
+    answer, chances = done.stdout.strip().splitlines()[-1].split(" [[")
+    return answer, f"[[{chances}"
+
+
+def test_the_example_in_the_card_runs_without_lowres(kept):
+    label, chances = example(kept, "sentence = 'The nurse has written a letter.'")
     [answer] = lowres.load(str(kept)).predict(["The nurse has written a letter."]).to_dict("records")
     assert answer["predicted"] == label and json.loads(chances)[0][1] == pytest.approx(answer["p(acceptable)"], abs=1e-5)
 

@@ -26,7 +26,7 @@ from lowres.methods.kept import check_can_be_kept
 from lowres.methods.training import balanced, train
 from lowres.models.batches import encode, pack
 from lowres.models.heads import Classifier, Questions, Verbalizer, tokens_after_text, word_head
-from lowres.parameters import Adaptive, Baselines, Distillation, InContext, Vanilla, validated
+from lowres.parameters import PBFT, Adaptive, Baselines, Distillation, InContext, LoRA, Vanilla, validated
 from lowres.runs import mistakes, records
 from lowres.runs.checks import check_parameters, check_words
 from lowres.runs.study import read_study
@@ -258,9 +258,12 @@ def test_what_has_no_meaning_is_refused_before_a_model_loads(method, p, what):
     refuse("classification", method, p)
 
 
-def test_a_model_of_several_labels_is_not_kept_yet():
-    with pytest.raises(BadInput, match="keep: models of tasks of kind multi_label cannot be kept yet"):
-        check_can_be_kept("vanilla", Vanilla(task=REQUESTS))
+def test_a_model_that_answers_questions_is_not_kept_and_a_classifier_of_several_labels_is():
+    for method, p in (("pbft", PBFT(task=REQUESTS)), ("lora", LoRA(task=REQUESTS))):
+        with pytest.raises(BadInput, match="keep: of several labels a text, a method with label words asks a question each behind it"):
+            check_can_be_kept(method, p)
+    check_can_be_kept("vanilla", Vanilla(task=REQUESTS))
+    check_can_be_kept("lora", LoRA(task=REQUESTS, head="classifier"))
 
 
 def test_a_task_of_another_kind_is_not_evaluated_besides():

@@ -143,6 +143,44 @@ def test_a_file_that_has_changed_since_is_refused(project):
         load_task("guests")
 
 
+TOPICS = pd.DataFrame([(f"Message {i}: {' and '.join(own) or 'nothing'} please.", ";".join(own)) for i in range(60)
+                       for own in [[name for nth, name in enumerate(("refund", "late_parcel", "address")) if i // (nth + 2) % 2]]],
+                      columns=["text", "tags"])
+
+
+@pytest.mark.parametrize("form", ["found", "told", "lists"])
+def test_several_labels_a_row_are_recognised_or_told_and_none_is_an_answer(project, form):
+    frame = TOPICS if form == "found" else TOPICS.assign(tags=TOPICS["tags"].str.replace(";", ", "))
+    if form == "lists":
+        (project / "rows.jsonl").write_text("".join(json.dumps({"text": text, "tags": [part for part in tags.split(";") if part]}) + "\n"
+                                                    for text, tags in TOPICS.itertuples(index=False)))
+        _, said = new("topics", str(project / "rows.jsonl"))
+    else:
+        _, said = made(project, frame, name="topics", separator="," if form == "told" else "")
+    text, none = "\n".join(said), int((TOPICS["tags"] == "").sum())
+    assert "tags (several a row, or none: kind multi_label" in text and f"{none} rows have no label: none is right" in text and "a question" in text
+    task = load_task("topics")
+    assert task.kind.name == "multi_label" and set(task.labels) == {"refund", "late_parcel", "address"}
+    assert task.file.questions["late_parcel"] == "\nIs it about late parcel?"
+    for index, row in pd.concat([task.pool, task.evaluation["test"]]).iterrows():
+        assert set(task.kind.written(row["label"], task.labels).split("|")) == set(TOPICS["tags"][index].split(";"))
+    assert len(task.pool) + len(task.evaluation["test"]) == 60 and task.kind.counts(task.evaluation["test"], 3).min() >= 3
+    study = read_study(str(project / "parameters" / "studies" / "topics.yaml"))
+    assert [run.method for run in study.runs] == ["pbft", "in_context", "vanilla", "lora", "adaptive", "baselines", "baselines"]
+    assert "nothing is wrong with it" in check_file(str(project / "parameters" / "studies" / "topics.yaml"), None)
+
+
+def test_a_column_of_labels_is_found_by_its_labels_however_many_ways_they_are_joined(project, monkeypatch):
+    monkeypatch.setattr(module, "MOST_LABELS", 4)  # there are seven different cells of three labels
+    _, said = made(project, TOPICS.assign(fold=[str(i % 3) for i in range(60)]), name="topics")
+    assert "label: tags (several a row" in said[0]
+
+
+def test_a_mark_that_stands_in_one_label_joins_no_labels(project):
+    made(project, ROWS.replace({"praise": "good; really"}))
+    assert load_task("guests").kind.name == "classification" and "good; really" in load_task("guests").labels
+
+
 FEW = ROWS.groupby("label").head(2)
 
 

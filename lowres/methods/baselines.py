@@ -67,24 +67,36 @@ def weights(classifier: Pipeline) -> int:
 def arrays(classifier: Pipeline) -> tuple[dict[str, np.ndarray], list[str]]:
     """All that was fitted, as plain arrays, and the words and pairs that were counted (none by a probe)."""
     features, regression = classifier[0], classifier[-1]
-    found = {"coef": regression.coef_, "intercept": regression.intercept_}
+    if several := getattr(regression, "estimators_", None):  # where all shots say the same of a label, that is the answer
+        width = len(features.idf_ if hasattr(features, "idf_") else features.mean_)
+        found = {"coef": np.concatenate([getattr(one, "coef_", np.zeros((1, width))) for one in several]),
+                 "intercept": np.concatenate([one.intercept_ if hasattr(one, "coef_") else one.y_.astype(float) for one in several])}
+    else:
+        found = {"coef": regression.coef_, "intercept": regression.intercept_}
     if isinstance(features, StandardScaler):
         return found | {"mean": features.mean_, "scale": features.scale_}, []
     return found | {"idf": features.idf_}, list(features.get_feature_names_out())
 
 
-def rebuilt(found: dict[str, np.ndarray], words: list[str]) -> Pipeline:
-    """The classifier that `arrays` came from."""
+def rebuilt(found: dict[str, np.ndarray], words: list[str], several: bool = False) -> Pipeline:
+    """The classifier that `arrays` came from; of `several` labels a row, a regression each."""
     if words:
         features = TfidfVectorizer(ngram_range=(1, 2), vocabulary=words)
         features.idf_ = found["idf"]
     else:
         features = StandardScaler()
         features.mean_, features.scale_, features.n_features_in_ = found["mean"], found["scale"], len(found["mean"])
-    regression = LogisticRegression()
-    regression.coef_, regression.intercept_ = found["coef"], found["intercept"]
-    regression.classes_ = np.arange(max(2, len(found["intercept"])))
+    regression = _regression(found["coef"], found["intercept"])
+    if several:
+        regression = OneVsRestClassifier(regression)
+        regression.estimators_ = [_regression(found["coef"][[i]], found["intercept"][[i]]) for i in range(len(found["coef"]))]
     return Pipeline([("features", features), ("regression", regression)])
+
+
+def _regression(coef: np.ndarray, intercept: np.ndarray) -> LogisticRegression:
+    regression = LogisticRegression()
+    regression.coef_, regression.intercept_, regression.classes_ = coef, intercept, np.arange(max(2, len(intercept)))
+    return regression
 
 
 def check(p) -> None:

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 from torch import nn
 
 from lowres.files import BadInput, read_json, shown
-from lowres.methods.evaluation import last_states
+from lowres.methods.evaluation import evaluated, last_states
 from lowres.methods.training import Outcome
 from lowres.models import adapters
 from lowres.models.backbone import Backbone, load_backbone, resolved_precision, without_weights
 from lowres.models.batches import encode
 from lowres.models.heads import Verbalizer, read_behind
 from lowres.models.weights import context_length, load_tokenizer, prefix_tokens
+from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import Task
 from lowres.tasks.task_file import fields, filled, read_task
 
@@ -37,27 +37,33 @@ CLASSIFIER = "classifier.safetensors"  # of a baseline
 EXPECTED = "expected.parquet"  # beside the folder while it is made: texts in their pattern, and the logits that the trial gave them
 SEVERAL_TOKENS = ("keep: label words of several tokens cannot become a sequence classifier, which reads each text once: words of one token each, "
                   "word_score: first or head: classifier can be kept")
+QUESTIONS = ("keep: of several labels a text, a method with label words asks a question each behind it, which is no sequence classifier: vanilla, "
+             "head: classifier or a baseline can be kept")
 
 
 def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
-    if (kind := read_task(p.task).kind) != "classification":
-        raise BadInput(f"keep: models of tasks of kind {kind} cannot be kept yet")
+    kind = KINDS[read_task(p.task).kind]
+    if not kind.kept:
+        raise BadInput(f"keep: models of tasks of kind {kind.name} cannot be kept yet")
     if method == "in_context":
         raise BadInput("keep: in_context trains nothing, so there is nothing to keep: its model is the backbone behind a prompt")
     if getattr(p, "classifier", "") == "brought":
         raise BadInput("keep: another program's answers are no model")
     if getattr(p, "fidelity", "") == "as_coded" and method == "distillation":
         raise BadInput("keep: distillation as_coded trains two models with heads of their own, of which none is the method's")
-    if hasattr(p, "label_words") and getattr(p, "head", "verbalizer") == "verbalizer" and p.fidelity == "as_described" \
-            and any(read_behind(without_weights(p.model).tokenizer, read_task(p.task).words(p.label_words), p.word_score)):
+    worded = hasattr(p, "label_words") and getattr(p, "head", "verbalizer") == "verbalizer" and p.fidelity == "as_described"
+    if worded and kind.several:
+        raise BadInput(QUESTIONS)
+    if worded and any(read_behind(without_weights(p.model).tokenizer, read_task(p.task).words(p.label_words), p.word_score)):
         raise BadInput(SEVERAL_TOKENS)
 
 
 def write_with_answers(folder: Path, run, outcome: Outcome, about: dict[str, Any]) -> None:
     """Right after a trial, in its kernel: the model into `folder`, with what it is `about`, and beside it what it must answer."""
     p, task, parts = run.parameters, run.task, []
-    about |= {"method": run.method, "max_length": p.max_length, "model": p.model, "task": task.file.name}
+    about |= {"method": run.method, "max_length": p.max_length, "model": p.model, "task": task.file.name, "kind": task.kind.name,
+              "scores": {name: score[task.kind.metric] for name, score in evaluated(task, outcome.logits).items()}}
     baseline = outcome.classifier is not None
     pattern = "" if baseline else run.backbone.trained[1]
     for name, rows in task.evaluation.items():
@@ -73,7 +79,7 @@ def write_with_answers(folder: Path, run, outcome: Outcome, about: dict[str, Any
     if baseline:
         write_classifier(folder, outcome.classifier, task, p, about | {"precision": run.backbone.precision if p.classifier == "probe" else "float32"})
     else:
-        write(folder, run.backbone, task.labels, about)
+        write(folder, run.backbone, task, about)
     pd.concat(parts).to_parquet(folder.parent / EXPECTED, index=False)
 
 
@@ -90,7 +96,7 @@ def write_classifier(folder: Path, classifier, task: Task, p, about: dict[str, A
     pd.Series(about).to_json(folder / ABOUT, indent=1, force_ascii=False)
 
 
-def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, Any]) -> None:
+def write(folder: Path, backbone: Backbone, task: Task, about: dict[str, Any]) -> None:
     """Writes the model that `backbone` was last trained to be, with its tokenizer and `about`. Raises BadInput for one that transformers has no
     sequence classifier for, or an adapter that cannot be merged."""
     from transformers import AutoModelForSequenceClassification
@@ -110,7 +116,8 @@ def write(folder: Path, backbone: Backbone, labels: list[str], about: dict[str, 
         backbone.adapter = None
     tokenizer = _with_prefix(backbone)
     config = copy.deepcopy(backbone.model.config)
-    config.num_labels, config.id2label = len(labels), dict(enumerate(labels))
+    labels = task.labels
+    config.num_labels, config.id2label, config.problem_type = len(labels), dict(enumerate(labels)), task.kind.kept
     config.label2id, config.pad_token_id = {label: i for i, label in enumerate(labels)}, tokenizer.pad_token_id
     try:
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -152,8 +159,13 @@ class Kept:
     def labels(self) -> list[str]:
         return self.about["labels"]
 
+    @property
+    def kind(self):
+        return KINDS[self.about.get("kind", "classification")]
+
     def predict(self, texts: Sequence[str] | pd.DataFrame) -> pd.DataFrame:
-        """A line a text: its label, a probability for each label, and what is to be known of it ('' for most).
+        """A line a text: its label (of several, all, with '|' between them), a probability for each label, and what is to be known of it ('' for
+        most).
 
         `texts`: of a model with one text column; for several, a frame with these columns. An empty text has no label; of one that is too long the
         end was not read.
@@ -169,8 +181,9 @@ class Kept:
         if len(here):
             logits[here], cut = self.read(words.iloc[here])
             notes[here[cut]] = f"read to {self.about['max_length']} tokens"
-        answers = [self.labels[i] if known else "" for i, known in zip(np.nan_to_num(logits).argmax(axis=1), ~empty)]
-        chances = pd.DataFrame(softmax(logits, axis=1), columns=[f"p({label})" for label in self.labels])
+        given = self.kind.chosen(np.nan_to_num(logits))
+        answers = [self.kind.written(one, self.labels) if known else "" for one, known in zip(given, ~empty)]
+        chances = pd.DataFrame(self.kind.probabilities(logits), columns=[f"p({label})" for label in self.labels])
         return pd.concat([pd.Series(answers, name="predicted"), chances, pd.Series(notes, name="note")], axis=1).set_axis(rows.index)
 
 
@@ -210,7 +223,7 @@ def _baseline(place: Path, about: dict[str, Any], device: str) -> Callable[[pd.D
 
     from lowres.methods.baselines import answers, joined, rebuilt
 
-    classifier = rebuilt(load_file(place / CLASSIFIER), about["words"])
+    classifier = rebuilt(load_file(place / CLASSIFIER), about["words"], KINDS[about.get("kind", "classification")].several)
     answer = lambda features: answers(classifier, {"rows": features})["rows"]
     if about["classifier"] == "tfidf":
         return lambda rows: (answer(joined(rows, about["text"])), np.zeros(len(rows), bool))

@@ -29,6 +29,7 @@ from lowres.runs.process import run_notebook
 from lowres.runs.progress import time_text
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs
 from lowres.runs.study import Run, Study
+from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import load_task, sha256
 from lowres.tasks.table import Table, pieces
 from lowres.tasks.task_file import TaskFile, read_task
@@ -68,7 +69,7 @@ class Checked:
     farthest: float
     other_labels: int
     other_than_recorded: int | None  # None: no trial of the study has these examples
-    right: dict[str, float]  # by evaluation set
+    scores: dict[str, float]  # by evaluation set
     loader: str
 
     def sentence(self) -> str:
@@ -146,15 +147,16 @@ def _checked(made: Path, scratch: Path, run: Run, seed: int, all_rows: bool) -> 
                           capture_output=True, text=True, cwd=scratch)
     if done.returncode:
         raise BadInput(f"keep: {loader} cannot load what was made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    kind, labels = KINDS[about["kind"]], about["labels"]
+    told = lambda logits: np.asarray(kind.stored(kind.chosen(logits), labels))  # noqa: E731
     found, asked = np.load(scratch / "found.npy"), whole[columns].to_numpy()
-    others, farthest = int((found.argmax(1) != asked.argmax(1)).sum()), float(np.abs(found - asked).max(initial=0))
+    others, farthest = int((told(found) != told(asked)).sum()), float(np.abs(found - asked).max(initial=0))
     if farthest > NEAR[about["precision"]] or (others and about["precision"] == "float32"):
         raise BadInput(f"keep: what was made answers otherwise than the trial: {others} of {len(whole)} labels, logits up to {farthest:.1e} apart")
     kept = records.read_predictions(run.folder)
-    both = expected.assign(answer=expected[columns].to_numpy().argmax(1)).merge(kept[kept["trial"] == seed], on=["set", "row"])
-    right = (both["answer"] == both["label"]).groupby(both["set"], sort=False).mean().to_dict()
+    both = expected.assign(answer=told(expected[columns].to_numpy())).merge(kept[kept["trial"] == seed], on=["set", "row"])
     other = None if all_rows else int((both["answer"] != both["prediction"]).sum())
-    return Checked(len(whole), int(expected["cut"].sum()), farthest, others, other, right, loader)
+    return Checked(len(whole), int(expected["cut"].sum()), farthest, others, other, about["scores"], loader)
 
 
 def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any], all_rows: int) -> str:
@@ -162,7 +164,7 @@ def card(run: Run, trial: dict[str, Any], found: Checked, about: dict[str, Any],
     p, trials = run.parameters, list(records.read_trials(run.folder)[0].values())
     spec: TaskFile = read_task(p.task)
     lines = [f"- {line}" for line in summary.headline(trials)]
-    own = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.right.items())
+    own = ", ".join(f"{name} {100 * score:.1f} %" for name, score in found.scores.items())
     examples = f"all {all_rows:,} labelled rows of the pool" if all_rows else f"{p.shots} labelled examples of each"
     which = f"this folder was trained on {all_rows:,} rows, so that these are an estimate of it, and a low one; on the same sets it has" if all_rows \
         else "this folder is one of them"
@@ -198,12 +200,14 @@ def _example(about: dict[str, Any]) -> str:
         return ""
     places = ", ".join(f"{name}={name}" for name in about["text"])
     call = f"PATTERN.format({places})" if all(map(str.isidentifier, about["text"])) else "PATTERN with the texts in its places"
+    answer = "print([label for i, label in model.config.id2label.items() if logits[0, i] > 0], logits.sigmoid().tolist())" \
+        if KINDS[about["kind"]].several else "print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())"
     return f"""```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 PATTERN = {about['pattern']!r}
 tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), AutoModelForSequenceClassification.from_pretrained("FOLDER").eval()
 logits = model(**tokenizer([{call}], return_tensors="pt", padding=True)).logits
-print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())
+{answer}
 ```
 
 Or """

@@ -93,7 +93,8 @@ def _content(task: TaskFile) -> str:
             _without(rows, {"part": "", "where": {}})
         if content["unlabelled"]:
             _without(content["unlabelled"], {"where": {}})
-        _without(content, {"unlabelled": None, "kind": "classification", "separator": "|", "questions": {}, "choices": [], "right": ""})
+        _without(content, {"unlabelled": None, "kind": "classification", "separator": "|", "questions": {}, "choices": [], "right": "",
+                           "scale": False})
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 

@@ -12,6 +12,7 @@ from lowres.parameters import Parameters
 from lowres.runs import records
 
 RUN = ["method", "variant", "model", "task", "shots"]  # what tells a run from another
+STEPS = ["mean_error", "constant_mean_error"]  # of labels that are a scale's steps
 UNTRAINED = ["untrained", "untrained_mcc"]  # accuracy and MCC of the backbone as it comes: label words, pattern, no example
 
 
@@ -38,7 +39,7 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     The yardsticks are the constant prediction's accuracy and, where the trials have it, what the untrained model gives.
     """
-    known = [name for name in (*UNTRAINED, "exact_match") if name in trials]
+    known = [name for name in (*UNTRAINED, "exact_match", *STEPS) if name in trials]
 
     def one(group: pd.DataFrame) -> pd.Series:
         low, high = accuracy_interval(group["accuracy"])
@@ -93,7 +94,7 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
     numbers = ["metric", "accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "exact_match", "mcc",
                "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
-    shown = table.drop(columns=[*numbers, *UNTRAINED], errors="ignore")
+    shown = table.drop(columns=[*numbers, *UNTRAINED, *STEPS], errors="ignore")
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     if table["uneven"].any():
         shown["macro-F1, % [95 % interval]"] = [percent(a) + ends(*few) for a, *few in table[["macro-F1", "f1 low", "f1 high"]].to_numpy(float)]
@@ -106,6 +107,8 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     if "untrained" in table and table["untrained"].notna().any():
         shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)
+    if "mean_error" in table:
+        shown["off by, steps (constant)"] = ["" if np.isnan(own) else f"{own:.2f} ({constant:.2f})" for own, constant in table[STEPS].to_numpy()]
     if "exact_match" in table:  # several labels a row
         shown["macro-F1, %"] = table["macro-F1"].map(percent)
         shown["exact match, %"] = table["exact_match"].map(percent, na_action="ignore").fillna("")

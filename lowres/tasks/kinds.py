@@ -31,6 +31,7 @@ class Classification:
     """One label a row: its index."""
 
     name, metric, loss, several = "classification", "accuracy", "softmax", False
+    kept = "single_label_classification"  # what transformers calls it where it is one row of logits a text; "": it is not, so no model can be kept
     # What has no meaning for this kind (yet), as `refuse` takes it.
     without: dict[str, tuple[str, ...]] = {"word_score": ("character", "unconditional")}
 
@@ -101,9 +102,23 @@ class Classification:
         """What is told of a part of a set."""
         return {"accuracy": float((logits.argmax(axis=1) == gold).mean()), "n": len(gold), "constant": self.constant(gold)}
 
+    def chosen(self, logits: np.ndarray) -> np.ndarray:
+        """What logits answer, a row each."""
+        return logits.argmax(axis=1)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, labels): each label's."""
+        from scipy.special import softmax
+
+        return softmax(logits, axis=1)
+
     def answers(self, rows: pd.DataFrame, logits: np.ndarray, labels: list[str]) -> dict[str, np.ndarray]:
         """The columns `label` and `prediction` of the predictions that are kept."""
-        return {"label": self.gold(rows).astype("int16"), "prediction": logits.argmax(axis=1).astype("int16")}
+        return {"label": self.stored(rows["label"], labels), "prediction": self.stored(self.chosen(logits), labels)}
+
+    def stored(self, found: Sequence, labels: list[str]) -> np.ndarray | list[str]:
+        """Labels, a row each, as predictions keep them."""
+        return np.asarray(found).astype("int16")
 
     def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         """Kept predictions with labels by their names."""
@@ -116,15 +131,26 @@ class Classification:
 
     def confidence(self, logits: np.ndarray) -> np.ndarray:
         """(rows,): how probable the answers are."""
-        from scipy.special import softmax
+        return self.sure(self.probabilities(logits))
 
-        return softmax(logits, axis=1).max(axis=1)
+    def sure(self, probabilities: np.ndarray) -> np.ndarray:
+        """The same, of (rows, labels)."""
+        return probabilities.max(axis=1)
+
+
+class Scale(Classification):
+    """Labels that are steps, in their order, as ratings are: how far answers are off is told beside how many are right."""
+
+    def metrics(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+        """As of labels, and the mean absolute error in steps; its yardstick is that of the best constant answer, a median."""
+        return super().metrics(gold, logits) | {"mean_error": float(np.abs(logits.argmax(axis=1) - gold).mean()),
+                                                "constant_mean_error": float(np.abs(gold - np.median(gold).round()).mean())}
 
 
 class MultipleChoice(Classification):
     """One of a row's choices is right: its place is the label. Choices are texts; each is scored in the pattern, and the answer is the highest."""
 
-    name, loss = "multiple_choice", "choice"
+    name, loss, kept = "multiple_choice", "choice", ""
     without = {"method": ("distillation", "baselines"), "adapt": ("pattern", "corpus"), "loss": ("vocabulary",), "word_score": ("first",),
                "scoring": ("likelihood",), "class_weights": ("balanced",), "label_words": (), "demonstrations": (), "calibrate": (), "choose": ()}
 
@@ -160,12 +186,15 @@ def in_order(about: Sequence[str], choices: Sequence[str]) -> list[int]:
 class MultiLabel(Classification):
     """Several labels a row, or none: a tuple with 1 for each label that it has and 0 for the others. A label is given where its logit is above 0."""
 
-    name, metric, loss, several = "multi_label", "micro_f1", "sigmoid", True
+    name, metric, loss, several, kept = "multi_label", "micro_f1", "sigmoid", True, "multi_label_classification"
     without = {"method": ("distillation",), "adapt": ("pattern",), "loss": ("vocabulary",), "classifier": ("brought",), "scoring": ("likelihood",),
                "word_score": ("character", "unconditional"), "demonstrations": (), "calibrate": (), "choose": ()}
 
     def parts(self, cell: str, separator: str) -> list[str]:
-        return [part for part in cell.split(separator) if part.strip()] if cell.strip() else []
+        return [part.strip() for part in cell.split(separator) if part.strip()]
+
+    def named_in(self, table: Table, spec: TaskFile) -> pd.Series:
+        return table.text(spec.label, spec.separator).fillna("")
 
     def label(self, found: list[str | None], labels: list[str]) -> tuple[int, ...]:
         return tuple(int(label in found) for label in labels)
@@ -236,8 +265,17 @@ class MultiLabel(Classification):
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float | str]:
         return {"metric": self.metric, self.metric: micro_f1(gold, logits > 0), "n": len(gold), "constant": self.constant(gold)}
 
-    def answers(self, rows: pd.DataFrame, logits: np.ndarray, labels: list[str]) -> dict[str, list[str]]:
-        return {name: [self.written(label, labels) for label in found] for name, found in {"label": rows["label"], "prediction": logits > 0}.items()}
+    def chosen(self, logits: np.ndarray) -> np.ndarray:
+        """(rows, labels): whether each is given."""
+        return logits > 0
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        from scipy.special import expit
+
+        return expit(logits)
+
+    def stored(self, found: Sequence, labels: list[str]) -> list[str]:
+        return [self.written(label, labels) for label in found]
 
     def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         return predictions.assign(**{name: predictions[name].replace("", "(none)") for name in ("label", "prediction")})
@@ -252,12 +290,11 @@ class MultiLabel(Classification):
             parts.append(predictions[["set"]].assign(label=told(predictions["label"]), prediction=told(predictions["prediction"])))
         return pd.concat(parts, ignore_index=True)
 
-    def confidence(self, logits: np.ndarray) -> np.ndarray:
-        from scipy.special import expit
-
-        return expit(np.abs(logits)).prod(axis=1)
+    def sure(self, probabilities: np.ndarray) -> np.ndarray:
+        return np.maximum(probabilities, 1 - probabilities).prod(axis=1)
 
 
+SCALE = Scale()  # a classification whose file says `scale`
 KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice())}
 
 

@@ -87,9 +87,9 @@ class Task:
 
     @property
     def kind(self) -> Classification:
-        from lowres.tasks.kinds import KINDS
+        from lowres.tasks.kinds import KINDS, SCALE
 
-        return KINDS[self.file.kind]
+        return SCALE if self.file.scale else KINDS[self.file.kind]
 
 
 def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_evaluate: Sequence[str] = ()) -> Task:

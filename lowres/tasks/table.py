@@ -43,13 +43,18 @@ class Table:
     def place(self, row: int) -> str:
         return f"row {row + self.start} (line {self.lines[row]})" if len(self.lines) else f"row {row + self.start}"
 
-    def text(self, column: str) -> pd.Series:
-        """A column as text, None where a cell is empty. Raises BadInput for a column that is not there, or a cell that holds several things."""
+    def text(self, column: str, between: str = "") -> pd.Series:
+        """A column as text, None where a cell is empty; lists of texts are joined by `between`, if that is given.
+
+        Raises BadInput for a column that is not there, or a cell that holds several things besides.
+        """
         if column not in self.frame:
             raise BadInput(f"{self.where}: column {column!r} is missing{near(column, self.frame.columns)}")
         values = self.frame[column]
         if self.of_text or all(type(value) is str for value in values):
             return values
+        if between:
+            values = values.map(lambda value: _joined(value, between))
         return values.__class__([self._cell(value, i, column) for i, value in enumerate(values)], index=values.index, dtype=object)
 
     def _cell(self, value: Any, i: int, column: str) -> str | None:
@@ -70,6 +75,12 @@ class Table:
     def refuse_odd(self) -> None:
         if self.odd and not self.marks:
             raise BadInput(f"{self.where}: {next(iter(self.odd.values()))}")
+
+
+def _joined(value: Any, between: str) -> Any:
+    """A list of texts, none of which has `between` in it, as one; whatever else as it is."""
+    parts = value.tolist() if hasattr(value, "tolist") else value
+    return between.join(parts) if isinstance(parts, list) and all(isinstance(part, str) and between not in part for part in parts) else value
 
 
 def read_table(path: Path, wanted: Sequence[str] = ()) -> Table:

@@ -14,7 +14,7 @@ from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, show
 
 OF_USER = " (text)"
 CHOICE = "choice"  # in a pattern: one of a row's choices
-OWN_KEYS = {"multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right")}  # of a kind alone
+OWN_KEYS = {"classification": ("scale",), "multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right")}  # of a kind alone
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -89,6 +89,7 @@ class TaskFile(BaseModel):
     text: list[str] = Field(min_length=1)  # of choices what they are about, if anything; behind it stand their own names here, `choice 1 of 2`
     choices: list[str] = []  # multiple_choice: the columns with a row's choices
     right: str = ""  # multiple_choice: the one of them that is right in every row, which then are put in another order; empty: `label` names it
+    scale: bool = False  # classification: labels are steps, in their order: how far answers are off is told besides
     label: str = "label"
     separator: str = Field("|", min_length=1)  # multi_label: between the labels of a row
     labels: list[str] = Field(min_length=2)  # in the order of their indices; of choices what `label` calls them (else by their columns)
