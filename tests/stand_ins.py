@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -151,18 +151,25 @@ def family(runner: subprocess.Popen) -> list[psutil.Process]:
 
 
 def kernels(runner: subprocess.Popen) -> list[psutil.Process]:
-    return [process for process in family(runner) if "lowres.kernel" in command_line(process)]
+    """Those that were started anew, and the forks of the process that forks them, which have its command line."""
+    return [process for process in family(runner) if "lowres.runs.kernel" in (line := command_line(process))
+            and (" --fork " not in line or " --fork " in command_line(parent_of(process)))]
 
 
 def workers(runner: subprocess.Popen) -> list[psutil.Process]:
     return [process for process in family(runner) if "spawn_main" in command_line(process)]
 
 
-def command_line(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def parent_of(process: psutil.Process) -> psutil.Process | None:
+    with suppress(psutil.Error):
+        return process.parent()
+
+
+def command_line(process: psutil.Process | None) -> str:
+    """'' of one that has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()) if process else ""
+    return ""
 
 
 def eventually(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> object:

@@ -136,7 +136,7 @@ def test_colas_lengths_are_those_of_the_real_sentences(real_data):
     assert np.mean(workloads.lengths("cola", len(real))) == pytest.approx(np.mean(real), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["padding", "lora_step", "hans", "teacher", pytest.param("trials", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["padding", "lora_step", "hans", "teacher", "growth", pytest.param("trials", marks=pytest.mark.slow)])
 def test_a_quick_bench_fills_its_table(name, monkeypatch):
     if name == "trials":  # compiling takes longer than all else here: once is enough
         can_compile()

@@ -1,6 +1,8 @@
 """A study becomes a site whole or not at all, and what cannot be told is said in a sentence."""
 
+import base64
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,10 +16,10 @@ from bs4 import BeautifulSoup
 from site_study import write_notebooks
 from synthetic import METHODS, fill, make_study
 
-from lowres.files import ROOT, BadInput
+from lowres.files import ROOT, BadInput, write_whole
 from lowres.runs.execute import analysis_mark
 from lowres.runs.study import Study, read_study
-from lowres.site.publish import Site, publish
+from lowres.site.publish import Site, _put_in_place, _sweep, publish
 from lowres.site.render import clean, markdown
 
 pytestmark = pytest.mark.usefixtures("forking")
@@ -135,8 +137,9 @@ def test_a_site_is_replaced_whole_and_a_killed_publishers_leftovers_go(tmp_path,
 
 
 def test_a_reader_never_finds_a_gap(tmp_path):
-    """A site is opened again and again while it is published anew; one that an earlier version left as a folder is replaced, too."""
+    """A site and an analysis are opened again and again while they are made anew; a site that an earlier version left as a folder is replaced."""
     study = executed(tmp_path, **SMALL)
+    nbformat.write(nbformat.v4.new_notebook(), study.folder / "analysis.ipynb")
     published(study)
     gaps, opened, done = [], [0], threading.Event()
 
@@ -144,17 +147,26 @@ def test_a_reader_never_finds_a_gap(tmp_path):
         while not done.is_set():
             try:
                 assert "Notebooks" in (study.folder / "site" / "index.html").read_text()
+                json.loads((study.folder / "analysis.ipynb").read_text())
                 opened[0] += 1
-            except FileNotFoundError as gap:
+            except (OSError, ValueError, AssertionError) as gap:
                 gaps.append(gap)
 
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(5):
         published(study)
+    for number in range(50):
+        new = study.folder / f".site-{number}"
+        shutil.copytree((study.folder / "site").resolve(), new)
+        _put_in_place(new, study.folder / "site")
+        _sweep(study.folder)
+        cell = nbformat.v4.new_markdown_cell(f"{number} " * 30_000)
+        write_whole(study.folder / "analysis.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=[cell])))
+        time.sleep(0.02)
     done.set()
     reader.join()
-    assert not gaps and opened[0] > 50
+    assert not gaps and opened[0] > 500
     link = study.folder / "site"
     kept = link.resolve()
     link.unlink()
@@ -173,6 +185,30 @@ def test_the_front_page_is_the_executed_analysis_and_says_when_it_is_older_than_
         page = published(study)[0] / "index.html"
         assert "What it says" in text(page) and "<details><summary>All</summary>" in page.read_text() and ">42<" in page.read_text()
         assert ("made of other records" in text(page)) == said
+
+
+def test_pictures_are_files_beside_their_page_and_each_is_written_once(tmp_path):
+    study = executed(tmp_path, **SMALL)
+    site, _ = published(study)
+    folder = site / "runs" / study.runs[0].name
+    page = (folder / "index.html").read_text()
+    sources = {picture["src"] for picture in BeautifulSoup(page, "html.parser")("img")}
+    assert sources == {file.name for file in folder.glob("*.png")} and len(sources) == 1 and "data:image" not in page
+    kept = nbformat.read(study.runs[0].folder / "run.ipynb", 4).cells[1].outputs[2]["data"]["image/png"]
+    assert (folder / sources.pop()).read_bytes() == base64.b64decode(kept)
+
+
+def test_of_many_runs_each_grid_has_a_page_whose_links_lead_to_the_notebooks(tmp_path, monkeypatch):
+    study = executed(tmp_path, models=("a/one", "a/two"), **SMALL)
+    here = published(study)[0]
+    assert len(BeautifulSoup((here / "index.html").read_text(), "html.parser").select(".grid")) == 2 and not (here / "grids").exists()
+    monkeypatch.setattr("lowres.site.publish.MOST_CELLS", 3)
+    site = published(study)[0]
+    front = BeautifulSoup((site / "index.html").read_text(), "html.parser")
+    pages = [site / link["href"] for link in front.select("#notebooks a")]
+    assert not front.select(".grid") and ["a/one" in text(pages[0]), "a/two" in text(pages[1])] == [True, True]
+    links = [page.parent / link["href"] for page in pages for link in BeautifulSoup(page.read_text(), "html.parser").select(".grid a")]
+    assert len(links) == len(study.runs) and all(link.is_file() for link in links)
 
 
 def test_downloads_are_the_runs_own_files(tmp_path):

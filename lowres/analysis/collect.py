@@ -7,9 +7,11 @@ study of the same name left in the folder is named and left out, never mixed in.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from lowres.tasks.shots import close_draws
 # Settings that claims, advice and figures tell runs apart by; empty where a method has no such setting.
 SETTINGS = ("fidelity", "adapt", "rank", "head", "loss", "inputs", "peft_type", "learning_rate")
 CHOSEN = ("learning_rate", "loss")  # of several, the first that the study file lists is the main one: a choice made before the data
+MOST_RUNS = 1000  # that are drawn, listed line by line, and whose predictions are read row by row
+MOST_LINES = 20_000  # of the table that wait to be put into it: as they come they take five times the memory
 # A mixture of these in one study is reported.
 ENVIRONMENT = ("precision", "compiled", "threads", "device", "python", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
 
@@ -79,13 +83,14 @@ def collect_study(study: Study) -> Collected:
 
 def _counting(run: Run, found: Collected, facts: FingerprintInputs) -> list[dict[str, Any]]:
     """The run's trials with the fingerprints asked for: from its record, and those that finished without one yet."""
+    record, trials, _ = records.read_run(run.folder)
     try:
-        record = records.read_record(run.folder) or {"trials": []}
+        records.refuse_other_schema(record, run.folder)
     except BadInput as error:
         found.problems.append(f"{safe(error)}. Left out.")
         return []
     asked = facts.accepted(run, list(run.parameters.seeds), record)
-    kept = {seed: trial for seed, trial in records.read_trials(run.folder)[0].items() if seed in asked}
+    kept = {seed: trial for seed, trial in trials.items() if seed in asked}
     trials = {seed: trial for seed, trial in kept.items() if trial.get("fingerprint") in asked[seed]}
     stale = [seed for seed in kept if seed not in trials]
     if stale:
@@ -96,7 +101,7 @@ def _counting(run: Run, found: Collected, facts: FingerprintInputs) -> list[dict
 
 
 def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
-    parts, listed = [], set()
+    pieces, lines, listed = [], [], set()
     for run, trials in runs:
         p = run.parameters
         settings = {key: getattr(p, key, "") for key in SETTINGS}
@@ -106,19 +111,31 @@ def _table(runs: list[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
                   **settings, "group": group, "main": group not in listed,
                   "ablation": run.ablation, "folder": str(run.folder), "chosen_from": str(getattr(p, "choose", "") or "")}
         listed.add(group)
-        if trials:
-            part = records.as_table({"trials": trials}, **labels)
-            part["settings"] = [run.settings] * len(part)
-            part["train_seconds"] = part["seed"].map({trial["seed"]: records.seconds_of(trial, records.TRAINING) for trial in trials})
-            part["machine"] = part["seed"].map({trial["seed"]: _machine(trial) for trial in trials})
-            part["parameters"] = part["seed"].map({trial["seed"]: trial["parameters"] for trial in trials})
-            parts.append(part)
-    if not parts:
+        for trial in trials:
+            lines += records.as_lines(trial, **labels, train_seconds=records.seconds_of(trial, records.TRAINING), machine=_machine(trial),
+                                      parameters=trial["parameters"], settings=run.settings)
+        if len(lines) > MOST_LINES:
+            pieces.append(pd.DataFrame(lines))
+            lines = []
+    pieces += [pd.DataFrame(lines)] if lines else []
+    if not pieces:
         return pd.DataFrame()
-    table, before = pd.concat(parts, ignore_index=True), _untrained(runs)
+    table, before = pd.concat(pieces, ignore_index=True), _untrained(runs)
     places = zip(table["model"], table["task"], table["set"], table["n"])
     table[UNTRAINED] = [before.get(place, (np.nan, np.nan)) for place in places]
     return table
+
+
+def shown(found: Collected) -> Collected:
+    """What figures and long tables show: all of it, or of more than MOST_RUNS runs those of the first models and tasks, at least of one."""
+    places = Counter((run.parameters.model, run.parameters.task) for run, trials in found.runs if trials)
+    until = dict(zip(places, accumulate(places.values())))
+    kept = {place for place, count in until.items() if count <= max(MOST_RUNS, next(iter(until.values())))}
+    if len(kept) == len(places):
+        return found
+    there = [place in kept for place in zip(found.trials["model"], found.trials["task"])]
+    return replace(found, trials=found.trials[there],
+                   runs=[(run, trials) for run, trials in found.runs if (run.parameters.model, run.parameters.task) in kept])
 
 
 def main_runs(trials: pd.DataFrame) -> pd.DataFrame:
@@ -169,6 +186,10 @@ def opening(found: Collected) -> str:
     if found.missing:
         names = ", ".join(f"`{safe(name)}`" for name in found.missing[:8])
         lines.append(f"Missing, {len(found.missing)} runs or parts of runs: {names}{' …' if len(found.missing) > 8 else ''}")
+    if len(few := shown(found).runs) < len(found.runs):
+        places = len({(run.parameters.model, run.parameters.task) for run, _ in few})
+        lines.append(f"Figures, parts, costs and mistakes below are of {len(few):,} of these runs, those of the first {places} models and tasks; "
+                     "answer, advice, claims and `results.csv` are of all.")
     lines += found.problems
     copied = copies(found.trials)
     if copied:

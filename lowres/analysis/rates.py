@@ -7,7 +7,8 @@ they judge:
 - *other tasks*: of the listed rates, the one with the best score on the study's other tasks, at the same model and number of shots; of equals the
   smaller. What a practitioner can have: no trial on the task itself is looked at;
 - *shots*: what the labelled shots chose (runs with `choose`, which the study file marks as ablations), its cost counted;
-- *mean*: the mean of the label probabilities of all listed rates' trials of a seed: nothing is chosen, and every rate is trained;
+- *mean*: the mean of the label probabilities of all listed rates' trials of a seed: nothing is chosen, and every rate is trained (left out
+  where the predictions of more than MOST_RUNS runs would have to be read);
 - *hindsight*: the rate with the best score on the very task and rows: nobody can have it, and the others are held against it.
 
 A score is accuracy, the mean over evaluation sets within a domain, then over domains, then over seeds.
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from lowres.analysis.collect import main_runs
+from lowres.analysis.collect import MOST_RUNS, main_runs
 from lowres.analysis.verdicts import ClaimResult, judge
 from lowres.runs import records
 from lowres.runs.study import variant
@@ -87,7 +88,8 @@ def by_rule(trials: pd.DataFrame) -> pd.DataFrame:
             rates = {FIRST: float(first.iloc[0]) if len(first) else None, ELSEWHERE: known.get(key),
                      HINDSIGHT: best(scores.xs(key, level=[*LINE, "task"]))}
             found += [listed[listed["learning_rate"] == rate].assign(rule=rule) for rule, rate in rates.items() if rate is not None]
-            found.append(_averaged(listed))
+            if part["folder"].nunique() <= MOST_RUNS:
+                found.append(_averaged(listed))
         found.append(chosen.assign(rule=SHOTS))
     return pd.concat(found, ignore_index=True)
 

@@ -15,7 +15,7 @@ from pandas.io.formats.style import Styler
 from lowres import files
 from lowres.analysis import statistics
 from lowres.analysis.claims import ACCURACY, Paired, difference, paper_task
-from lowres.analysis.collect import Collected
+from lowres.analysis.collect import MOST_RUNS, Collected
 from lowres.analysis.statistics import SEEDS_FOR_A_BOOTSTRAP, SEEDS_FOR_A_VERDICT
 from lowres.analysis.verdicts import COMPARABLE, UNDECIDED, ClaimResult, crossed, seeds_to_decide
 from lowres.files import safe
@@ -49,10 +49,15 @@ def result_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_results(table: pd.DataFrame) -> Styler | Markdown:
-    """The result table as a notebook shows it; one model is named above it."""
+    """The result table as a notebook shows it, its first MOST_RUNS lines; one model is named above it."""
     if not len(table):
         return Markdown(NOTHING)
-    return static(readable_results(table).drop(columns=["model"] if table["model"].nunique() == 1 else []))
+    return static(readable_results(table.head(MOST_RUNS)).drop(columns=["model"] if table["model"].nunique() == 1 else []))
+
+
+def title_of_results(table: pd.DataFrame) -> str:
+    first = "All" if len(table) <= MOST_RUNS else f"The first {MOST_RUNS:,} of"
+    return f"{first} {len(table):,} results, a line a run and evaluation set"
 
 
 def readable_results(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,6 +91,8 @@ def save(table: pd.DataFrame, folder: Path, name: str, write: bool) -> str:
     text = io.StringIO()
     table.to_csv(text, index=False)
     files.write_whole(folder / f"{name}.csv", text.getvalue())
+    if len(table) > MOST_RUNS:
+        return f"All of them as `{name}.csv`, beside this notebook."
     files.write_whole(folder / f"{name}.tex", table.to_latex(index=False, escape=True, float_format="%.3f", na_rep=""))
     return f"Also as `{name}.csv` and `{name}.tex`, beside this notebook."
 

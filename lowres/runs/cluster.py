@@ -31,6 +31,7 @@ from lowres.runs.workers import Fitness
 MEMORY_A_WORKER = 5e9  # what training the 135M model takes at most: no more workers than fit
 MOST_ENDED = 2  # jobs for each worker that may end before any worker came
 PATIENCE = 20  # seconds until a scheduler that does not answer is given up
+STARTING = 300  # seconds until it is given up that this host's workers start
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # who dies under a run is counted by us
     "distributed.deploy.lost-worker-timeout": "5s",
@@ -198,13 +199,15 @@ def _closing(cluster: Any) -> Iterator[None]:
 
 
 def _wait_for_workers(client: Client, workers: int, heal: Callable[[], None]) -> None:
-    for _ in range(6):
+    """Until all are there, or some after a minute: the others come later. On a crowded machine the first may take minutes."""
+    for times in range(1, STARTING // 10 + 1):
         heal()
         with suppress(TimeoutError):
             client.wait_for_workers(workers, timeout=10)
             return
-    if not client.scheduler_info(n_workers=-1)["workers"]:
-        raise RuntimeError("no worker process could be started in a minute")
+        if times >= 6 and client.scheduler_info(n_workers=-1)["workers"]:
+            return
+    raise RuntimeError(f"no worker process could be started in {STARTING} s")
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
         return ALL_DONE
     interrupted = _executed(study, statuses, todo, options, expected) if todo else False
     message = None if interrupted else _analysed(whole)
-    code = _summed_up(study, all_statuses(study), message)
+    code = _summed_up(study, all_statuses(study) if todo else statuses, message)
     if interrupted:
         again = command_again(name, options, data_dir=data_dir, outputs=outputs, only=only)
         print(f"Interrupted; nothing that was finished is lost. To continue: {again}")

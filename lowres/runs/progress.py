@@ -203,19 +203,27 @@ class Progress:
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "stale": "magenta", "partial": "yellow", "missing": "dim"}
 MOST_FAULTS = 20
+MOST_CELLS = 2000  # of tables that are printed
 
 
 def print_status(study: Study, statuses: list[Status], workers: int, expected: Expected | None = None) -> None:
     """The grid, what is wrong, and the time left. A cell: finished trials of those wanted, and the state unless it is done."""
     console = Console(highlight=False, soft_wrap=True)
-    places: dict[tuple[str, str], list[Status]] = {}
-    for status in statuses:
-        places.setdefault((status.run.parameters.model, status.run.parameters.task), []).append(status)
-    for (model, task), here in places.items():
-        console.print(_table(f"{task}, {model}", here))
+    for title, here in _places(statuses).items():
+        console.print(_table(title, here))
     for line in problems(statuses):
         console.print(line, markup=False)
     console.print(summary(study, statuses, workers, expected), markup=False)
+
+
+def _places(statuses: list[Status]) -> dict[str, list[Status]]:
+    """A table's statuses by its title: one a model and task, or one of all where nobody would read so many."""
+    places: dict[str, list[Status]] = {}
+    for status in statuses:
+        places.setdefault(f"{status.run.parameters.task}, {status.run.parameters.model}", []).append(status)
+    if len(statuses) <= MOST_CELLS:
+        return places
+    return {f"{len(places)} tasks and models together; --only task=…,model=… shows one": statuses}
 
 
 def problems(statuses: list[Status]) -> list[str]:

@@ -141,10 +141,15 @@ def read_trials(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int
 
     A trial counts if its predictions are whole. Loads no parquet, but where a record and its predictions do not belong together.
     """
+    return read_run(folder)[1:]
+
+
+def read_run(folder: Path | str) -> tuple[dict[str, Any] | None, dict[int, dict[str, Any]], dict[int, str]]:
+    """A run's record (None without one that can be read), and what `read_trials` gives; a study of 10,000 runs reads each record once."""
     newer, damaged = _journal(folder)  # first: a merge that happens meanwhile has them in the record before they leave the journal
-    trials, faults = _recorded(folder)
+    record, trials, faults = _recorded(folder)
     trials |= newer
-    return trials, {seed: fault for seed, fault in {**faults, **damaged}.items() if seed not in trials}
+    return record, trials, {seed: fault for seed, fault in {**faults, **damaged}.items() if seed not in trials}
 
 
 def _journal(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
@@ -161,21 +166,23 @@ def _journal(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, s
     return trials, faults
 
 
-def _recorded(folder: Path | str) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    record = read_json(f"{folder}/record.json") or {}
-    listed = {trial["seed"]: trial for trial in record.get("trials", []) if record.get("schema_version") == SCHEMA_VERSION}
+def _recorded(folder: Path | str) -> tuple[dict[str, Any] | None, dict[int, dict[str, Any]], dict[int, str]]:
+    record = read_json(f"{folder}/record.json")
+    if not record or record.get("schema_version") != SCHEMA_VERSION or not record.get("trials"):
+        return record, {}, {}
+    listed = {trial["seed"]: trial for trial in record["trials"]}
     found = file_checksum(f"{folder}/{PREDICTIONS}")
-    if not listed or found == record.get("predictions_sha256"):
-        return listed, {}
+    if found == record.get("predictions_sha256"):
+        return record, listed, {}
     if not found:
-        return {}, dict.fromkeys(listed, "the predictions are missing")
+        return record, {}, dict.fromkeys(listed, "the predictions are missing")
     # A merge was killed between the two files, or one is damaged: each trial is held against its own predictions.
     try:
         parts = {seed: content_checksum(part) for seed, part in _by_trial(f"{folder}/{PREDICTIONS}").items()}
     except (OSError, ValueError):
         parts = {}
     whole = {seed: trial for seed, trial in listed.items() if parts.get(seed) == trial.get("predictions_sha256")}
-    return whole, dict.fromkeys(set(listed) - set(whole), "the predictions are not this trial's")
+    return record, whole, dict.fromkeys(set(listed) - set(whole), "the predictions are not this trial's")
 
 
 def _by_trial(file: Path | str) -> dict[int, pd.DataFrame]:
@@ -207,7 +214,7 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     for seed in _journal(folder)[0]:  # first, as for trials: what a merge takes away meanwhile stands beside the record by then
         with suppress(FileNotFoundError):
             newer[seed] = pd.read_parquet(folder / JOURNAL / f"seed-{seed}.parquet")
-    recorded = _recorded(folder)[0]
+    recorded = _recorded(folder)[1]
     parts = {seed: part for seed, part in _by_trial(folder / PREDICTIONS).items() if seed in recorded} if recorded else {}
     parts |= newer
     return pd.concat([parts[seed] for seed in sorted(parts)], ignore_index=True) if parts else pd.DataFrame()
@@ -239,7 +246,7 @@ def put_aside(folder: Path, keep: Iterable[int]) -> Path | None:
     rest = sorted(journal - keep)
     if not rest and not any((folder / name).exists() for name in (*RUN_FILES, PREDICTIONS)):
         return None
-    recorded = {seed: trial for seed, trial in _recorded(folder)[0].items() if seed in keep - journal}
+    recorded = {seed: trial for seed, trial in _recorded(folder)[1].items() if seed in keep - journal}
     parts = _by_trial(folder / PREDICTIONS) if recorded else {}
     for seed, trial in recorded.items():
         write_trial(folder, trial, parts[seed])
@@ -277,10 +284,14 @@ def file_checksum(path: Path | str) -> str:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """A run's record, or None. Raises BadInput for one of another schema."""
     record = read_json(folder / "record.json")
+    refuse_other_schema(record, folder)
+    return record
+
+
+def refuse_other_schema(record: dict[str, Any] | None, folder: Path) -> None:
     if record and record.get("schema_version") != SCHEMA_VERSION:
         found = record.get("schema_version")
         raise BadInput(f"{shown(folder / 'record.json')}: schema_version: {found!r}, not {SCHEMA_VERSION}: made by another version of lowres")
-    return record
 
 
 def distinct(trials: list[dict[str, Any]]) -> int:
@@ -309,18 +320,17 @@ def score(found: dict[str, Any]) -> float:
 
 
 def as_table(record: dict[str, Any], **labels: Any) -> pd.DataFrame:
-    """One line a trial and evaluation set: what was measured, and the `labels` given.
-
-    The column `accuracy` has the score, whatever its name in `metric`; where there is no MCC, none is shown."""
+    """One line a trial and evaluation set: what was measured, and the `labels` given."""
     import pandas as pd
 
-    lines = []
-    for trial in record["trials"]:
-        for name, found in trial["sets"].items():
-            lines.append({
-                **labels, "seed": trial["seed"], "set": name, "mcc": float("nan"), **{key: value for key, value in found.items() if key != "by"},
-                "accuracy": score(found), "metric": metric(found),
-                "seconds": seconds_of(trial), "memory": peak_memory(trial),
-                "trainable": trial["trainable"], "outcome": trial["outcome_sha256"], "final_loss": (trial["losses"] or [float("nan")])[-1],
-            })
-    return pd.DataFrame(lines)
+    return pd.DataFrame([line for trial in record["trials"] for line in as_lines(trial, **labels)])
+
+
+def as_lines(trial: dict[str, Any], **labels: Any) -> list[dict[str, Any]]:
+    """The same of one trial, for those who make one table of many runs: a table a run takes ten times as long.
+
+    `accuracy` has the score, whatever its name in `metric`; where there is no MCC, none is shown."""
+    common = {"seconds": seconds_of(trial), "memory": peak_memory(trial), "trainable": trial["trainable"], "outcome": trial["outcome_sha256"],
+              "final_loss": (trial["losses"] or [float("nan")])[-1]}
+    return [{**labels, "seed": trial["seed"], "set": name, "mcc": float("nan"), **{key: value for key, value in found.items() if key != "by"},
+             "accuracy": score(found), "metric": metric(found), **common} for name, found in trial["sets"].items()]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,16 @@ class FingerprintInputs:
 
     def fingerprints(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, str]:
         """By seed. Where the data or the model's folder are not at hand, what the record says of them is believed."""
+        return self._with_data(run, seeds, record, self._data_or_recorded(run, run.parameters.data_dir, record))
+
+    def _with_data(self, run: Run, seeds: list[int], record: dict[str, Any] | None, data: dict[str, str]) -> dict[int, str]:
         p = run.parameters
-        recorded = (record or {}).get("provenance", {})
-        also = tuple(p.also_evaluate)
-        data, model = self.data(p.task, also, p.data_dir), self.weights(p)
-        data = recorded.get("data", {}) if data is None else data
-        return records.fingerprints(run.method, p, seeds, extended_task(p.task, also), data, model or recorded.get("model") or "")
+        model = self.weights(p) or (record or {}).get("provenance", {}).get("model") or ""
+        return records.fingerprints(run.method, p, seeds, extended_task(p.task, tuple(p.also_evaluate)), data, model)
+
+    def _data_or_recorded(self, run: Run, data_dir: str, record: dict[str, Any] | None) -> dict[str, str]:
+        found = self.data(run.parameters.task, tuple(run.parameters.also_evaluate), data_dir)
+        return (record or {}).get("provenance", {}).get("data", {}) if found is None else found
 
     def accepted(self, run: Run, seeds: list[int], record: dict[str, Any] | None) -> dict[int, set[str]]:
         """By seed, the fingerprints that count: the study's; and, where it names no data folder, those of a run that had one.
@@ -100,10 +104,9 @@ class FingerprintInputs:
         So a study whose data came from a folder is known on another machine. Of a folder that is not at hand, the checksums that the
         task file declares are believed, or those of the record.
         """
-        known = [self.fingerprints(run, seeds, record)]
-        if not run.parameters.data_dir:
-            elsewhere = run.parameters.model_copy(update={"data_dir": "a folder that is not at hand"})
-            known.append(self.fingerprints(replace(run, parameters=elsewhere), seeds, record))
+        places = [run.parameters.data_dir] if run.parameters.data_dir else ["", "a folder that is not at hand"]
+        every = [self._data_or_recorded(run, place, record) for place in places]
+        known = [self._with_data(run, seeds, record, data) for i, data in enumerate(every) if data not in every[:i]]
         return {seed: {marks[seed] for marks in known} for seed in seeds}
 
 
@@ -118,8 +121,9 @@ def status_of(run: Run, facts: FingerprintInputs | None = None, mine: bool = Fal
     failure = files.read_json(failure_folder(run) / "failure.json") if facts.any_failed(run) else None
     if not run.folder.is_dir():
         return _failed(found, failure, facts.fingerprints(run, run.parameters.seeds, None)) if failure else found
-    record = _record(run.folder, found)
-    trials, damaged = records.read_trials(run.folder)
+    record, trials, damaged = records.read_run(run.folder)
+    if record is None and (run.folder / "record.json").exists():
+        found.faults.append("record.json is empty or cut short")
     marks = facts.accepted(run, sorted({*run.parameters.seeds, *trials}), record)
     for seed, trial in sorted(trials.items()):
         if trial.get("fingerprint") not in marks[seed]:
@@ -158,13 +162,6 @@ def _state(found: Status, wanted: list[set[str]], record: dict[str, Any] | None,
     if any(fault.endswith(": stale") for fault in found.faults) or (record and not trials_on_disk and not set.union(*wanted) & listed):
         return "stale"
     return "partial" if found.finished or found.faults else "missing"
-
-
-def _record(folder: Path, found: Status) -> dict[str, Any] | None:
-    record = files.read_json(f"{folder}/record.json")
-    if record is None and (folder / "record.json").exists():
-        found.faults.append("record.json is empty or cut short")
-    return record
 
 
 def counts(statuses: list[Status]) -> dict[str, int]:

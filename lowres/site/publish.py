@@ -6,8 +6,11 @@ finds a gap.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import os
+import re
 import secrets
 import shutil
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lowres import locks
 from lowres.analysis.collect import Collected, collect_study, opening
@@ -25,12 +29,14 @@ from lowres.runs import records
 from lowres.runs.execute import analysis_mark
 from lowres.runs.status import NOTEBOOKS
 from lowres.runs.study import Run, Study, read_study
-from lowres.site.render import TEMPLATES, markdown, notebook_body, read_notebook
+from lowres.site.render import TEMPLATES, Body, markdown, notebook_body, read_notebook
 from lowres.tasks.kinds import KINDS
 from lowres.tasks.task_file import read_task
 
 ASSETS = ("site.css", "site.js")
 TABLES = ("analysis.ipynb", "results.csv", "claims.csv", "contrasts.csv")
+MOST_CELLS = 1000  # of the front page's grids; of more each has a page of its own
+PICTURE = re.compile(r'src="data:image/(png|jpeg|svg\+xml);base64,([^"]+)"')
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Grid:
 
     caption: str
     shots: list[int | str]
+    address: str  # of its own page, where it has one
     lines: list[tuple[str, list[Page | None]]] = field(default_factory=list)
 
 
@@ -75,7 +82,8 @@ def grids(pages: list[Page]) -> list[Grid]:
         here = [page for page in pages if (page.run.parameters.model, page.run.parameters.task) == (model, task)]
         shots = sorted({page.run.parameters.shots for page in here}, key=lambda count: float("inf") if isinstance(count, str) else count)
         metric = KINDS[read_task(task).kind].metric
-        grid = Grid(f"{Path(task).stem}, {model}: {records.METRICS[metric]} in-domain / out-of-domain, %", shots)
+        grid = Grid(f"{Path(task).stem}, {model}: {records.METRICS[metric]} in-domain / out-of-domain, %", shots,
+                    f"grids/{len(found) + 1}.html")
         for line in dict.fromkeys(page.line for page in here):
             cells = {page.run.parameters.shots: page for page in here if page.line == line}
             grid.lines.append((line, [cells.get(count) for count in shots]))
@@ -156,13 +164,18 @@ class Site:
         except BadInput as error:
             reason = str(error)
         self._page("run.html", f"runs/{page.run.name}/index.html", "../../../../../", page=page, before=before, after=after, reason=reason,
-                   body=notebook_body(page.run.folder / "run.ipynb"), files=files)
+                   body=_pictures_apart(notebook_body(page.run.folder / "run.ipynb"), folder), files=files)
 
     def _index(self) -> None:
         analysis = self.study.folder / "analysis.ipynb"
-        body = notebook_body(analysis) if analysis.is_file() else None
+        body = _pictures_apart(notebook_body(analysis), self.folder) if analysis.is_file() else None
         files = [*_copied(self.study.folder, self.folder, TABLES), *_copied(self.study.path.parent, self.folder, (self.study.path.name,))]
-        self._page("index.html", "index.html", body=body, said=markdown(self._said(analysis)), grids=grids(self.pages), files=files)
+        here, apart = grids(self.pages), len(self.pages) > MOST_CELLS
+        if apart:
+            (self.folder / "grids").mkdir()
+            for grid in here:
+                self._page("grid.html", grid.address, "../", grid=grid)
+        self._page("index.html", "index.html", body=body, said=markdown(self._said(analysis)), grids=here, apart=apart, files=files)
 
     def _said(self, analysis: Path) -> str:
         """What stands above the analysis: that there is none, or that it is older than the records."""
@@ -174,6 +187,17 @@ class Site:
             return (f"The analysis below was made of other records, or by other code, than are here now: `lowres analyse {self.study.name}` brings "
                     "it up to date.")
         return ""
+
+
+def _pictures_apart(body: Body, folder: Path) -> Body:
+    """A page whose pictures are files beside it: written into it, a large analysis' come to several megabytes."""
+    def written(found: re.Match) -> str:
+        content = base64.b64decode(found[2])
+        name = f"{hashlib.sha256(content).hexdigest()[:16]}.{found[1].removesuffix('+xml')}"
+        (folder / name).write_bytes(content)
+        return f'src="{name}"'
+
+    return Body(Markup(PICTURE.sub(written, body.html)), body.headings)
 
 
 def _copied(source: Path, target: Path, names: tuple[str, ...]) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks [--only NAME] [--repeats 5] [--threads 1] [--quick]
 
 Every measure runs in a process of its own, with the memory settings and threads that a study's kernels have, the peers' included; within it
-lowres and its peers alternate. Prints a table and writes outputs/bench/bench.md and bench.json. Wants a quiet machine, about 45 minutes.
+lowres and its peers alternate. Prints a table and writes outputs/bench/bench.md and bench.json. Wants a quiet machine, about an hour.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MEASURES = {
     "trials": ("trials", "whole_trials", EMBEDDED),
     "trials_opt_125m": ("trials", "whole_trials", "opt-125m"),
     "trials_opt_350m": ("trials", "whole_trials", "opt-350m"),
+    "growth": ("growth", "growth", EMBEDDED),
 }
 
 
