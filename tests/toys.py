@@ -1,7 +1,7 @@
-"""Small tasks whose rows were made up for the tests: one has one text column, the next two, in `requests` a row has several labels or none, and in
-`uses` one of three choices is right.
+"""Small tasks whose rows were made up for the tests: one has one text column, the next two, in `requests` a row has several labels or none, in
+`uses` one of three choices is right, and in `stories` the answer is a span of a passage.
 
-    python tests/toys.py      writes the rows of the last two
+    python tests/toys.py      writes the rows of the last three
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import yaml
 from lowres.files import ROOT
 from lowres.tasks.task_file import extended_task, read_task
 
-GRAMMAR, ENTAILMENT, REQUESTS, USES = (f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses"))
+GRAMMAR, ENTAILMENT, REQUESTS, USES, STORIES = (f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses", "stories"))
 SHARES = {"refund": 0.4, "delay": 0.3, "address": 0.15, "thanks": 0.25}  # of the rows that have the label
 CLAUSES = {  # in domain a shop's customers, out of domain a library's guests
     "in": {"refund": ["please send my money back", "I would like a refund", "give me back what I paid", "I want the {} refunded"],
@@ -70,6 +70,28 @@ def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
     return [(*row, about) for row, about in rows.items()]
 
 
+TOLD = {"in": {"who": ["Anna", "Boris Lund", "the baker", "Mrs. Ode"], "what": ["a red lamp", "an old clock", "two chairs", "the (small) mirror"],
+               "where": ["the market", "a shop in Riga", "the attic"]},
+        "out": {"who": ["the captain", "Ida", "a young sailor"], "what": ["a rope", "three maps", "the ship's bell"],
+                "where": ["the harbour", "an island", "the lower deck"]}}
+
+
+def stories(domain: str, count: int, seed: int, without: float = 0.0) -> list[tuple[str, str, str, str]]:
+    """Made-up rows: a question, a passage of two sentences, the answer and its first character there; a share `without` an answer has neither."""
+    stream, rows, told = np.random.default_rng(seed), {}, TOLD[domain]
+    while len(rows) < count:
+        found = [{what: str(stream.choice(told[what])) for what in told} | {"when": str(stream.integers(1900, 1999))} for _ in range(2)]
+        if len({str(one[what]) for one in found for what in ("who", "what")}) < 4:
+            continue
+        about, lacking = found[int(stream.integers(2))], stream.random() < without
+        asked = str(stream.choice(["what", "where", "when"]))
+        sentences = [f"In {one['when']}, {one['who']} found {one['what']} at {one['where']}." for one in found if not (lacking and one is about)]
+        passage, question = " ".join(sentences), f"{asked.capitalize()} did {about['who']} find{' something' if asked != 'what' else ''}?"
+        begin = passage.find(about["who"]) if asked != "when" else passage.find(about["when"])
+        rows.setdefault((question, passage), ("", "") if lacking else (about[asked], str(passage.find(about[asked], begin))))
+    return [(*row, *answer) for row, answer in rows.items()]
+
+
 def tables() -> dict[str, str]:
     """The files of the task `requests`, by their names."""
     asked = {"pool": ("in", 360, 0), "shop": ("in", 200, 1), "library": ("out", 200, 2)}
@@ -80,6 +102,12 @@ def tables_of_choices() -> dict[str, str]:
     """The files of the task `uses`, by their names."""
     asked = {"pool": ("in", 240, 0), "kitchen": ("in", 120, 1), "garden": ("out", 120, 2)}
     return {name: "\n".join(["question\tfirst\tsecond\tthird\tanswer", *map("\t".join, uses(*how))]) + "\n" for name, how in asked.items()}
+
+
+def tables_of_stories(without: float = 0.0) -> dict[str, str]:
+    """The files of the task `stories`, by their names."""
+    asked = {"pool": ("in", 160, 0), "market": ("in", 60, 1), "harbour": ("out", 60, 2)}
+    return {name: "\n".join(["question\tstory\tanswer\tbegins", *map("\t".join, stories(*how, without))]) + "\n" for name, how in asked.items()}
 
 
 def remade(folder: Path, task: str, tables: dict[str, str], **changes) -> str:
@@ -96,7 +124,7 @@ def remade(folder: Path, task: str, tables: dict[str, str], **changes) -> str:
 
 
 if __name__ == "__main__":
-    for task, found in {"requests": tables(), "uses": tables_of_choices()}.items():
+    for task, found in {"requests": tables(), "uses": tables_of_choices(), "stories": tables_of_stories()}.items():
         for name, table in found.items():
             place = Path(__file__).parent / "tasks" / task / f"{name}.tsv"
             place.parent.mkdir(exist_ok=True)

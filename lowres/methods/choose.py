@@ -31,7 +31,8 @@ from lowres.methods.evaluation import last_states, predict
 from lowres.methods.in_context import empty_example
 from lowres.methods.training import Diverged
 from lowres.models.batches import Inputs, encode
-from lowres.models.heads import Verbalizer, tokens_after_text
+from lowres.models.heads import Verbalizer
+from lowres.models.inputs import tokens_after_text
 from lowres.tasks.shots import Streams
 
 FOLDS = 4

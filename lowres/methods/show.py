@@ -63,9 +63,9 @@ def describe_draw(task: Task, shots: pd.DataFrame, most: int = 8) -> pd.DataFram
 
 def describe_pattern(backbone, task: Task, pattern: str, words: list[str]) -> pd.DataFrame | None:
     """A made-up text in the pattern, and how probable the backbone finds each label word there, or yes to each label's question, before any
-    training. Of choices the pattern alone: each stands for itself."""
+    training. Of choices and spans the pattern alone: each stands for itself."""
     print("pattern:", repr(pattern))
-    if task.file.choices:
+    if not words:
         return None
     example = pd.DataFrame([{**dict.fromkeys(task.file.text, "The children were playing in the garden."), "label": 0}])
     print("example:", repr(filled(pattern, example.iloc[0])))

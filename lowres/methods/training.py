@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowres.files import BadInput
-from lowres.models.batches import Inputs, pack, read
+from lowres.models.batches import Inputs, lay, read
 from lowres.tasks.shots import Streams
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
         for start in range(0, len(order), p.batch_size):
             batch = inputs.take(order[start : start + p.batch_size])
             loss = 0.0
-            laid = pack(batch.ids, backbone.device, branches=head.branches, choices=batch.choices, whole=head.whole)
-            for rows in laid:  # gradients of a batch's parts add up to the batch's
+            for rows in lay(head, batch, backbone.device):  # gradients of a batch's parts add up to the batch's
                 part = head.loss(read(backbone, rows), batch.labels[rows.texts].to(backbone.device)) / len(batch)
                 part.backward()
                 loss += part.item()

@@ -8,14 +8,14 @@ every text to itself, so a text's result is what it would be alone, and next to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from lowres.files import BadInput
+from lowres.models.inputs import Choices, Inputs, encode_choices, encode_passages, shorten
 from lowres.tasks.kinds import kind_of
-from lowres.tasks.task_file import CHOICE, choice_columns, fields, filled
+from lowres.tasks.task_file import CHOICE, fields, filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,42 +23,6 @@ if TYPE_CHECKING:
 
 ROW = 128  # attention's cost grows with a row's square: 32 texts of 12 tokens take 9 % less time in 4 rows of 96 than in 1 of 384
 BUDGET = 2048  # tokens in one forward pass: bounds the memory of a training step
-
-
-@dataclass
-class Choices:
-    """What may follow a text: the tokens of each choice that not all of them begin with. `shared`: how many of the text's last tokens belong to
-    the choices, too. `characters`: of each choice."""
-
-    own: list[list[int]]
-    shared: int
-    characters: list[int]
-
-    def read(self, whole: bool) -> list[list[int]]:
-        """The tokens that are read behind the text: the last of a choice only if it is read as a whole."""
-        return self.own if whole else [tokens[:-1] for tokens in self.own]
-
-
-@dataclass
-class Inputs:
-    """Encoded texts. `labels` is a tensor of their indices, (texts,), or, for several labels a text, of 0 and 1, (texts, labels). `cut` counts the
-    texts that were too long; `pattern` is what stands around them. `choices`: behind each text, where there are any."""
-
-    ids: list[list[int]]
-    labels: torch.Tensor
-    cut: int = 0
-    pattern: str = ""
-    choices: list[Choices] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.ids)) + sum(len(tokens) for row in self.choices for tokens in row.own)
-
-    def take(self, index: Sequence[int]) -> Inputs:
-        return Inputs([self.ids[i] for i in index], self.labels[list(index)], choices=[self.choices[i] for i in index if self.choices])
 
 
 @dataclass
@@ -80,8 +44,9 @@ class Rows:
 
     ids, positions: (rows, length). mask: (rows, 1, length, before + length), 0 where a token may look and the smallest
     number elsewhere. last: where in the flattened rows each text ends, (texts,); with branches, where it ends and where each of their tokens
-    is, (texts, 1 + tokens); with choices, where each ends, (texts, choices), or every place that foretells a token of one (`following`).
-    texts: which texts of the inputs these are. ends: with choices, where a text and all behind it end, (texts,).
+    is, (texts, 1 + tokens); with choices, where each ends, (texts, choices), or every place that foretells a token of one (`following`); or every
+    token's place, (texts, most tokens), filled up with the last. texts: which texts of the inputs these are. ends: where a text and all behind it
+    end, (texts,), if `last` does not say so.
     """
 
     ids: torch.Tensor
@@ -99,14 +64,27 @@ def read(backbone, rows: Rows, cache=None) -> torch.Tensor | Following:
     return replace(rows.following, hidden=hidden) if rows.following else hidden
 
 
+def lay(head, inputs: Inputs, device: torch.device | str = "cpu", budget: int = BUDGET) -> Iterator[Rows]:
+    """Inputs in rows as a head wants them read: each text and what stands behind it, or each token of a text and nothing else."""
+    if not head.everywhere:
+        yield from pack(inputs.ids, device, 0, budget, head.branches, inputs.choices, head.whole)
+        return
+    for rows in pack(inputs.ids, device, 0, budget):
+        lengths = torch.tensor([len(inputs.ids[i]) for i in rows.texts], device=device)
+        steps = torch.arange(int(lengths.max()), device=device)
+        yield replace(rows, last=(rows.last - lengths + 1)[:, None] + steps.minimum(lengths[:, None] - 1), ends=rows.last)
+
+
 def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
     """Examples through a pattern, as token ids with the backbone's prefix in front.
 
     An input of more than `max_length` tokens loses the end of its longest text column, never a part of the pattern.
     """
     columns = list(dict.fromkeys(fields(pattern)))  # a pattern may say a text twice
+    if kind_of(examples).loss == "span":
+        return encode_passages(backbone, examples, pattern, max_length)
     if CHOICE in columns and CHOICE not in examples:
-        return _encode_choices(backbone, examples, pattern, max_length)
+        return encode_choices(backbone, examples, torch.tensor(kind_of(examples).gold(examples)), pattern, max_length)
     room = min(max_length, backbone.context_length) - len(backbone.prefix)
     records = examples[columns].to_dict("records")
     ids = backbone.tokenize([filled(pattern, record) for record in records]) if records else []
@@ -114,67 +92,10 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     for i, record in enumerate(records):
         cut += len(ids[i]) > room
         while len(ids[i]) > room:
-            _shorten(backbone, record, columns, len(ids[i]) - room,
-                     f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
+            shorten(backbone, record, columns, len(ids[i]) - room,
+                    f"max_length: {max_length} leaves no room for a text beside the pattern {pattern!r}")
             ids[i] = backbone.tokenize([filled(pattern, record)])[0]
     return Inputs([backbone.prefix + text for text in ids], torch.tensor(kind_of(examples).gold(examples)), cut, pattern)
-
-
-def _shorten(backbone, record: dict[str, str], columns: list[str], excess: int, refusal: str) -> None:
-    """Cuts the end off a record's longest text, by so many tokens or half of it."""
-    longest = max(columns, key=lambda column: len(record[column]), default="")
-    words = backbone.tokenize([record[longest]])[0] if columns else []
-    if len(words) <= 1:
-        raise BadInput(refusal)
-    shorter = backbone.tokenizer.decode(words[: max(len(words) - excess, len(words) // 2)])  # two long texts are cut in turn
-    record[longest] = shorter if len(shorter) < len(record[longest]) else record[longest][:-1]
-
-
-def _encode_choices(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
-    """Rows of choices: the tokens that a row's filled patterns begin with in common, which are read once, and behind them those of each choice.
-
-    A choice begins where the tokens of the pattern without it end. Where nothing stands in front of it, something must, to foretell its first
-    token: the token by which the tokenizer ends a text. An input that is too long loses the end of its longest other text.
-    """
-    names, columns = choice_columns(examples), [name for name in dict.fromkeys(fields(pattern)) if name != CHOICE]
-    front, room = _front(backbone), min(max_length, backbone.context_length)
-    inputs = Inputs([], torch.tensor(kind_of(examples).gold(examples)), pattern=pattern)
-    for row, record in zip(examples.index, examples[[*columns, *names]].to_dict("records")):
-        alone, whole = _told(backbone, pattern, record, names)
-        inputs.cut += len(front) + max(map(len, whole)) > room
-        while (excess := len(front) + max(map(len, whole)) - room) > 0:
-            _shorten(backbone, record, columns, excess, f"max_length: {max_length} leaves no room for the choices of row {row}")
-            alone, whole = _told(backbone, pattern, record, names)
-        shared = min(_in_common(whole), min(map(len, whole)) - 1)
-        begin = min(_in_common([alone, tokens]) for tokens in whole)
-        inputs.ids.append(front + whole[0][:shared])
-        inputs.choices.append(Choices([tokens[shared:] for tokens in whole], max(0, shared - begin), [len(record[name].strip()) for name in names]))
-    return inputs
-
-
-def _told(backbone, pattern: str, record: dict[str, str], names: list[str]) -> tuple[list[int], list[list[int]]]:
-    """The pattern's tokens without a choice, and with each."""
-    alone, *whole = (filled(pattern, {**record, CHOICE: choice}) for choice in ("", *(record[name] for name in names)))
-    alone, *whole = backbone.tokenize([alone.rstrip(), *whole])
-    return alone, whole
-
-
-def _in_common(texts: list[list[int]]) -> int:
-    """How many tokens texts begin with in common."""
-    return next((i for i, tokens in enumerate(zip(*texts)) if len(set(tokens)) > 1), min(map(len, texts)))
-
-
-def _front(backbone) -> list[int]:
-    """What stands in front of a choice with nothing else in front of it."""
-    end = backbone.tokenizer.eos_token_id
-    if not backbone.prefix and end is None:
-        raise BadInput(f"model: {backbone.name!r}: its tokenizer has no token that could stand in front of a choice")
-    return backbone.prefix or [end]
-
-
-def unconditional(backbone, ids: list[list[int]], choices: list[Choices]) -> list[list[int]]:
-    """Texts without what stands in front of their choices."""
-    return [_front(backbone) + text[len(text) - row.shared:] for text, row in zip(ids, choices)]
 
 
 def pack(ids: list[list[int]], device: torch.device | str = "cpu", before: int = 0, budget: int = BUDGET,

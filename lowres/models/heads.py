@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lowres.files import BadInput
+from lowres.models.inputs import tokens_after_text
 
 if TYPE_CHECKING:
     from lowres.models.batches import Following
@@ -27,12 +28,27 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tens
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weights, reduction="sum")
 
 
-LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "choice": softmax_loss}  # by a kind's `loss`
+def span_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of the first token and of the last, halved, as transformers' question answering has it; summed over the texts. `logits`:
+    (texts, most tokens, 2); `labels`: (texts, 3), both places and how many tokens a text has."""
+    scores = of_its_tokens(logits, labels[:, 2])
+    return (F.cross_entropy(scores[..., 0], labels[:, 0], reduction="sum") + F.cross_entropy(scores[..., 1], labels[:, 1], reduction="sum")) / 2
+
+
+def of_its_tokens(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Scores of a text's own tokens; the smallest number elsewhere, so that they have no probability."""
+    beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
+    return logits.masked_fill(beyond[..., None], torch.finfo(logits.dtype).min)
+
+
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "choice": softmax_loss, "span": span_loss}  # by a kind's `loss`
+ROWS = {"choice": 1, "span": 2}  # of a new matrix, where it has not one a label
 
 
 class Classifier(nn.Module):
     """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream; of several labels a
-    text each has a sigmoid. Of choices each has a score w h(x, choice), by one vector w."""
+    text each has a sigmoid. Of choices each has a score w h(x, choice), by one vector w. Of spans two vectors score each token as the first
+    and the last of the answer (`everywhere`)."""
 
     branches = ()  # a text is read, and nothing behind it
     whole = True  # choices to their ends
@@ -40,13 +56,14 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone, labels: int, seed: int, loss: str = "softmax"):
         super().__init__()
-        self.of_logits, self.labels = LOSSES[loss], labels
+        self.of_logits, self.labels, self.everywhere = LOSSES[loss], labels, loss == "span"
         spread = getattr(backbone.model.config, "initializer_range", None) or getattr(backbone.model.config, "init_std", 0.02)
-        weight = torch.empty(1 if loss == "choice" else labels, backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
+        weight = torch.empty(ROWS.get(loss, labels), backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight.to(backbone.device))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (texts, width) -> (texts, labels); of choices (texts, choices, width)."""
+        """hidden: (texts, width) -> (texts, labels); of choices (texts, choices, width) -> (texts, choices); of spans (texts, tokens, width)
+        -> (texts, tokens, 2)."""
         return (hidden @ self.weight.T).squeeze(-1) if hidden.ndim == 3 else hidden @ self.weight.T
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -64,7 +81,7 @@ class Verbalizer(nn.Module):
     With `over` "vocabulary" the training loss takes its softmax over all words (Mosbach et al. 2023); predictions compare label words either way.
     """
 
-    whole = False
+    whole, everywhere = False, False
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, words: list[str], over: str = "label_words", score: str = "sum"):
@@ -110,7 +127,7 @@ class Questions(nn.Module):
     The text is read once for all labels: each question branches off behind it. `questions`: one a label, `words`: for no and yes, a token each.
     """
 
-    whole = False
+    whole, everywhere = False, False
     class_weights: torch.Tensor | None = None  # (labels,), of the loss
 
     def __init__(self, backbone, questions: list[str], words: list[str], score: str = "sum"):
@@ -139,7 +156,7 @@ class Likelihood(nn.Module):
     `evaluation.predict` takes off, since that is another text. What the choices begin with in common is read once.
     """
 
-    branches, whole = (), False
+    branches, whole, everywhere = (), False, False
     class_weights: torch.Tensor | None = None  # none: a choice's place is no class
 
     def __init__(self, backbone, labels: int, score: str = "sum"):
@@ -163,8 +180,25 @@ class Likelihood(nn.Module):
         return softmax_loss(self.logits(read), labels, self.class_weights)
 
 
+class Written(Likelihood):
+    """p(answer | x) = the probability that the model writes the answer behind the pattern, and then a line break: no new weights.
+
+    Learnt by its logarithm, so that all other words compete; answered by the likeliest of the passage's spans (`evaluation.found_spans`).
+    """
+
+    def __init__(self, backbone):
+        super().__init__(backbone, 3)
+
+    def loss(self, read: Following, labels: torch.Tensor) -> torch.Tensor:
+        """-log p of the right answers, in nats, summed over the texts."""
+        return -self.logits(read).sum()
+
+
 def word_head(backbone, spec: TaskFile, words: list[str], over: str = "label_words", score: str = "sum") -> Verbalizer | Questions | Likelihood:
-    """The head that reads words behind a task's pattern: one for each label; where a question is asked for each label, no and yes; or choices."""
+    """The head that reads words behind a task's pattern: one for each label; where a question is asked for each label, no and yes; choices; or a
+    passage's spans."""
+    if spec.passage:
+        return Written(backbone)
     if spec.choices:
         return Likelihood(backbone, len(spec.labels), score)
     if spec.questions:
@@ -208,10 +242,3 @@ def word_tokens(tokenizer, words: list[str], score: str = "sum") -> list[list[in
 def read_behind(tokenizer, words: list[str], score: str = "sum") -> list[int]:
     """How many tokens are read behind a text to tell each label word: its own but the last. Raises BadInput as `word_tokens` does."""
     return [len(ids) - 1 for ids in word_tokens(tokenizer, words, score)]
-
-
-def tokens_after_text(tokenizer, words: str) -> list[int]:
-    """The tokens of words that stand behind other text: SentencePiece vocabularies put a space of their own in front of a text's first word."""
-    before = "x" if words[:1].isspace() else "\n"
-    alone, together = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + words))
-    return together[len(alone):]

@@ -15,7 +15,8 @@ from lowres.methods.in_context import SEPARATOR, demonstrated, instruction, long
 from lowres.models import identity
 from lowres.models.backbone import Backbone, without_weights
 from lowres.models.batches import encode
-from lowres.models.heads import behind, tokens_after_text, word_tokens
+from lowres.models.heads import behind, word_tokens
+from lowres.models.inputs import tokens_after_text
 from lowres.parameters import Adaptive, Baselines, Distillation, InContext, LoRA, Parameters, validated
 from lowres.runs.study import Study, read_study
 from lowres.tasks import load, task_file
@@ -33,8 +34,10 @@ def rehearse(p: Parameters) -> list[str]:
     """Makes the prompts of a method that has any, once, without weights. Returns what is to be said of labels that are not shown. Raises BadInput for
     an unlabelled pool that is too small, or a context that leaves no room for an input.
 
-    Reads the task's rows only where the task file and `max_length` do not settle it.
+    Reads the task's rows only where the task file and `max_length` do not settle it. Of spans it looks whether answers are cut off.
     """
+    if read_task(p.task).passage:
+        return _cut_answers(p)
     prompted = getattr(p, "fidelity", "") != "as_coded" and getattr(p, "scoring", "") != "likelihood"
     if not (prompted and hasattr(p, "demonstrations")):
         return []
@@ -72,6 +75,20 @@ def _make_prompts(reader: Backbone, task: Task, p) -> list[str]:
             contexts.append(demonstrated(reader, shots, order, pattern, words, p.demonstrations, p.max_length, room))
     fewest = max(contexts, key=lambda context: context.without)
     return [f"{p.task}: demonstrations: {fewest.sentence()}"] if fewest.without else []
+
+
+def _cut_answers(p: Parameters) -> list[str]:
+    """Says how many answers `max_length` cuts off in the evaluation sets. Raises BadInput where one of an example is: it could not be learnt."""
+    task, reader = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate), without_weights(p.model)
+    plain = not hasattr(p, "pattern") or getattr(p, "head", "") == "classifier"
+    pattern = task.file.pattern(getattr(p, "pattern", "") or ("plain" if plain else ""))
+    lost = lambda rows: [row for row, one in zip(rows.index, encode(reader, rows, pattern, p.max_length).answers) if one.lost]  # noqa: E731
+    for seed in p.seeds if hasattr(p, "epochs") else ():
+        if rows := lost(draw(task.pool, p.shots, seed, p.uneven)):
+            raise BadInput(f"{p.task}: max_length: {p.max_length} cuts off the answer of row {rows[0]} of the pool, an example of seed {seed}")
+    cut = {name: (len(lost(rows)), len(rows)) for name, rows in task.evaluation.items()}
+    return [f"{p.task}: {name}: max_length: {p.max_length} cuts off {count} of {rows:,} answers: they cannot be given"
+            for name, (count, rows) in cut.items() if count]
 
 
 def check_study(study: Study) -> list[str]:

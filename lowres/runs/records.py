@@ -32,7 +32,7 @@ NAMES = {"model", "task", "teacher", "also_evaluate"}  # stand in a fingerprint 
 LATER = {"word_score", "uneven", "class_weights", "choose"}  # parameters that trials of before do not have
 APART = ("compare", "compile")  # phases that are no part of a method's cost
 TRAINING = ("choose", "adapt", "teach", "train")  # phases that make the model; the rest is evaluation
-METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1"}  # what scores are called
+METRICS = {"accuracy": "accuracy", "micro_f1": "micro-F1", "f1": "F1"}  # what scores are called
 SCHEMA_VERSION = 2  # of the record's form
 JOURNAL, PREDICTIONS = "trials", "predictions.parquet"
 RUN_FILES = ("run.ipynb", "parameters.yaml", "record.json")
@@ -93,8 +93,8 @@ def _content(task: TaskFile) -> str:
             _without(rows, {"part": "", "where": {}})
         if content["unlabelled"]:
             _without(content["unlabelled"], {"where": {}})
-        _without(content, {"unlabelled": None, "kind": "classification", "separator": "|", "questions": {}, "choices": [], "right": "",
-                           "scale": False})
+        _without(content, {"unlabelled": None, "kind": "classification", "separator": "|", "questions": {}, "choices": [], "right": "", "passage": "",
+                           "start": "", "longest": 10, "unanswerable": "", "scale": False})
         _contents[id(task)] = (task, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
     return _contents[id(task)][1]
 

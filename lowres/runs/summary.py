@@ -131,8 +131,9 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     shown["reading"] = table.apply(verdict, axis=1)
     if "mean_error" in table:
         shown["off by, steps (constant)"] = ["" if np.isnan(own) else f"{own:.2f} ({constant:.2f})" for own, constant in table[STEPS].to_numpy()]
-    if "exact_match" in table:  # several labels a row
-        shown["macro-F1, %"] = table["macro-F1"].map(percent)
+    if "exact_match" in table:  # several labels a row, or spans, of which there is no macro-F1
+        if table["macro-F1"].notna().any():
+            shown["macro-F1, %"] = table["macro-F1"].map(percent)
         shown["exact match, %"] = table["exact_match"].map(percent, na_action="ignore").fillna("")
     if table["mcc"].notna().any():
         shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")

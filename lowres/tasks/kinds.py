@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowres.files import BadInput
+from lowres.files import BadInput, near
+from lowres.tasks.spans import Answer, Extraction
 from lowres.tasks.task_file import choice_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lowres.tasks.table import Table
-    from lowres.tasks.task_file import TaskFile
+    from lowres.tasks.task_file import Source, TaskFile
 
 UNEVEN = 3
 ORDER = "choices, order 0"  # the seed of the order in which a row's choices stand
 JOINED = "|"  # between the labels of a row, where they are written
+ALL_OTHERS = "*"  # in `relabel`: every value that is not named
 
 
 class Classification:
@@ -43,16 +45,40 @@ class Classification:
         """Of each of a file's rows, the cell that names its label."""
         return table.text(spec.label).fillna("")
 
-    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, int]:
-        """Rows as they are used, and how many were dropped."""
-        return rows, 0
+    def labels_in(self, table: Table, spec: TaskFile, source: Source) -> pd.Series:
+        """Each row's label; None for one that is not asked for. Raises BadInput for a value that is no label."""
+        values = self.named_in(table, spec)
+        names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
+        names |= {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
+        parts = {value: self.parts(value, spec.separator) for value in set(values)}
+        if ALL_OTHERS in names:
+            names = {found: names[ALL_OTHERS] for each in parts.values() for found in each if found.strip()} | names
+        if unknown := sorted({found for each in parts.values() for found in each} - set(names)):
+            row = int(values.map(lambda value: unknown[0] in parts[value]).idxmax())
+            if not unknown[0].strip():
+                raise BadInput(f"{table.where}: {spec.label}: is empty in {table.place(row)}")
+            raise BadInput(f"{table.where}: {spec.label}: {unknown[0]!r} in {table.place(row)} is no label{near(unknown[0], names)}")
+        coded = {value: self.label([names[found] for found in each], spec.labels) for value, each in parts.items()}
+        return values.__class__([coded[value] for value in values], index=values.index, dtype=object)
+
+    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, list[str]]:
+        """Rows as they are used, and what is to be said of them."""
+        return rows, []
 
     def label(self, found: list[str | None], labels: list[str]) -> int | None:
         """What a row's `label` is, of the names in its cell; None for a row that is not asked for."""
         return None if found[0] is None else labels.index(found[0])
 
+    def remarks(self, rows: pd.DataFrame) -> list[str]:
+        """What a reader should know of a set's labels besides how they are spread."""
+        return []
+
     def written(self, label: int, labels: list[str]) -> str:
         return labels[label]
+
+    def blank(self, text: str) -> int:
+        """The label of a row all of whose texts are `text`."""
+        return 0
 
     def gold(self, rows: pd.DataFrame) -> np.ndarray:
         """(rows,): indices."""
@@ -72,6 +98,10 @@ class Classification:
 
     def options(self, labels: int) -> int:
         """How many answers there are: the loss of knowing nothing is the logarithm."""
+        return labels
+
+    def outputs(self, labels: list[str]) -> list[str]:
+        """What the columns of logits are."""
         return labels
 
     def metrics(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -163,7 +193,7 @@ class MultipleChoice(Classification):
             return super().named_in(table, spec)
         return table.text(spec.right).map(lambda _: spec.labels[spec.choices.index(spec.right)])
 
-    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, int]:
+    def arranged(self, rows: pd.DataFrame, spec: TaskFile) -> tuple[pd.DataFrame, list[str]]:
         """Without rows in which another choice is the same as the right one. Where one column has the right choice of every row, each row's choices
         stand in an order that its texts decide alone, whichever is right: a constant answer is at chance."""
         names = choice_columns(rows)
@@ -174,7 +204,8 @@ class MultipleChoice(Classification):
             about = rows[[name for name in spec.text if name not in names]].to_numpy(object)
             orders = np.array([in_order(texts, row) for texts, row in zip(about, choices)])
             rows[names], rows["label"] = np.take_along_axis(choices, orders, axis=1), (orders == right[:, None]).argmax(axis=1)
-        return rows, int((~kept).sum())
+        dropped = int((~kept).sum())
+        return rows, [f"{dropped:,} of {len(kept):,} rows dropped, in which another choice is the same as the right one"] if dropped else []
 
 
 def in_order(about: Sequence[str], choices: Sequence[str]) -> list[int]:
@@ -295,7 +326,8 @@ class MultiLabel(Classification):
 
 
 SCALE = Scale()  # a classification whose file says `scale`
-KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice())}
+KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice(), Extraction())}
+FORMS = {tuple: "multi_label", Answer: "extraction"}  # the kinds that a label's type tells; an index of choices is drawn and counted like any other
 
 
 def refuse(kind: str, method: str, p) -> None:
@@ -307,9 +339,9 @@ def refuse(kind: str, method: str, p) -> None:
             raise BadInput(f"{what}: has no meaning yet for tasks of kind {kind}")
 
 
-def kind_of(rows: pd.DataFrame) -> Classification:
-    """The kind of a task whose rows these are, told by the form of their labels; an index of choices is drawn and counted like any other."""
-    return KINDS["multi_label" if isinstance(next(iter(rows["label"]), 0), tuple) else "classification"]
+def kind_of(rows: pd.DataFrame) -> Classification | Extraction:
+    """The kind of a task whose rows these are, told by the form of their labels."""
+    return KINDS[FORMS.get(type(next(iter(rows["label"]), 0)), "classification")]
 
 
 def enough(label: int, rows: int, shots: int, uneven: bool) -> None:

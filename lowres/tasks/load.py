@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lowres.tasks.kinds import Classification
+    from lowres.tasks.spans import Extraction
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
-ALL_OTHERS = "*"  # in `relabel`: every value that is not named
 SKEWED = 10  # times as many rows as the rarest label has: from there the commonest one is spoken of
 
 
@@ -86,7 +86,7 @@ class Task:
         return self.file.labels
 
     @property
-    def kind(self) -> Classification:
+    def kind(self) -> Classification | Extraction:
         from lowres.tasks.kinds import KINDS, SCALE
 
         return SCALE if self.file.scale else KINDS[self.file.kind]
@@ -252,19 +252,7 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
     import pandas as pd
 
     extra = getattr(source, "break_down_by", [])
-    texts, values = {name: table.text(column) for name, column in spec.columns.items()}, task.kind.named_in(table, spec)
-    names = {"true": "True", "false": "False"} if {"True", "False"} <= set(spec.labels) else {}  # as Python writes what JSON writes small
-    names |= {**{label: label for label in spec.labels}, **spec.relabel, **source.relabel}
-    parts = {value: task.kind.parts(value, spec.separator) for value in set(values)}
-    if ALL_OTHERS in names:
-        names = {found: names[ALL_OTHERS] for each in parts.values() for found in each if found.strip()} | names
-    if unknown := sorted({found for each in parts.values() for found in each} - set(names)):
-        row = int(values.map(lambda value: unknown[0] in parts[value]).idxmax())
-        if not unknown[0].strip():
-            raise BadInput(f"{table.where}: {spec.label}: is empty in {table.place(row)}")
-        raise BadInput(f"{table.where}: {spec.label}: {unknown[0]!r} in {table.place(row)} is no label{near(unknown[0], names)}")
-    coded = {value: task.kind.label([names[found] for found in each], spec.labels) for value, each in parts.items()}
-    labels = pd.Series([coded[value] for value in values], index=values.index, dtype=object)
+    texts, labels = {name: table.text(column) for name, column in spec.columns.items()}, task.kind.labels_in(table, spec, source)
     kept = labels.notna()
     if not kept.all():
         task.notes.append(f"{set_name}: {(~kept).sum():,} of {len(kept):,} rows dropped, their label is not asked for")
@@ -274,9 +262,8 @@ def _labelled(spec: TaskFile, source: Source, table: Table, task: Task, set_name
         if (empty := result[name].isna() | (result[name].fillna("").str.strip() == "")).any():
             raise BadInput(f"{table.where}: {spec.columns[name]}: is empty in {table.place(int(empty.idxmax()))}")
     result["label"] = labels[kept].astype(object if task.kind.several else int)
-    rows, alike = task.kind.arranged(pd.DataFrame(result), spec)
-    if alike:
-        task.notes.append(f"{set_name}: {alike:,} of {len(rows) + alike:,} rows dropped, in which another choice is the same as the right one")
+    rows, notes = task.kind.arranged(pd.DataFrame(result), spec)
+    task.notes += [f"{set_name}: {note}" for note in notes]
     for column in extra:
         # A break-down by the label shows the names; `label` itself stays the index.
         told = rows["label"].map(lambda label: task.kind.written(label, spec.labels)) if column == "label" else table.text(column)[rows.index]
@@ -315,6 +302,7 @@ def _skewed(task: Task) -> list[str]:
     said = []
     for name, rows in {"pool": task.pool, **task.evaluation}.items():
         counts = task.kind.counts(rows, len(task.labels))
+        said += [f"{name}: {remark}" for remark in task.kind.remarks(rows)]
         if lacking := [repr(label) for label, count in zip(task.labels, counts) if not count]:
             constant = "" if task.kind.several else f": a constant answer is right on {counts.max() / counts.sum():.0%}"
             said.append(f"{name}: no row is of the label {', '.join(lacking)}{constant}")

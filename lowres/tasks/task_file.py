@@ -14,7 +14,8 @@ from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, show
 
 OF_USER = " (text)"
 CHOICE = "choice"  # in a pattern: one of a row's choices
-OWN_KEYS = {"classification": ("scale",), "multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right")}  # of a kind alone
+OWN_KEYS = {"classification": ("scale",), "multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right"),  # of a kind alone
+            "extraction": ("passage", "start", "longest", "unanswerable")}
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -81,7 +82,8 @@ class TaskFile(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     version: int
     description: str
-    kind: Literal["classification", "multi_label", "multiple_choice"] = "classification"  # one label a row; several, or none; one of its choices
+    # One label a row; several, or none; one of its choices; a span of its passage.
+    kind: Literal["classification", "multi_label", "multiple_choice", "extraction"] = "classification"
     show_rows: bool = False  # whether notebooks may print the texts
     embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
     folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
@@ -90,9 +92,13 @@ class TaskFile(BaseModel):
     choices: list[str] = []  # multiple_choice: the columns with a row's choices
     right: str = ""  # multiple_choice: the one of them that is right in every row, which then are put in another order; empty: `label` names it
     scale: bool = False  # classification: labels are steps, in their order: how far answers are off is told besides
+    passage: str = ""  # extraction: the one of `text` that answers are spans of
+    start: str = ""  # extraction: the column with an answer's first character in its passage, from 0; empty: where it stands first
+    longest: int = Field(10, ge=1)  # extraction: words of the longest span that is given as an answer
+    unanswerable: str = ""  # extraction: what is written where there is no answer; empty: there always is
     label: str = "label"
     separator: str = Field("|", min_length=1)  # multi_label: between the labels of a row
-    labels: list[str] = Field(min_length=2)  # in the order of their indices; of choices what `label` calls them (else by their columns)
+    labels: list[str] = Field(min_length=1)  # in the order of their indices; of choices what `label` calls them (else by their columns)
     relabel: dict[str, str | None] = {}  # a value of the label column -> a label, or nothing to drop it; "*": every value that is not named
     pool: Source
     unlabelled: Source | None = None  # more rows like the pool's, of which only the texts are read
@@ -100,7 +106,7 @@ class TaskFile(BaseModel):
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
     questions: dict[str, str] = {}  # multi_label: what is asked behind the pattern, a question a label
-    label_words: dict[str, dict[str, str]]  # a word for each label; of questions for "no" and "yes"; of choices none
+    label_words: dict[str, dict[str, str]]  # a word for each label; of questions for "no" and "yes"; of choices and spans none
     instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
     @property
@@ -138,6 +144,17 @@ class TaskFile(BaseModel):
         texts = content.get("text") or []
         return {"labels": labels, "label_words": {}} | content | {"text": [*texts, *named] if isinstance(texts, list) else texts}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spans_have_no_labels(cls, content: Any) -> Any:
+        """A row of spans has an answer, or, where that is possible, none."""
+        if not isinstance(content, dict) or content.get("kind") != "extraction":
+            return content
+        for key in ("labels", "label_words"):
+            if key in content:
+                raise ValueError(f"{key}: there are none of spans, which stand for themselves")
+        return content | {"labels": ["answered", "unanswerable"] if content.get("unanswerable") else ["answered"], "label_words": {}}
+
     @model_validator(mode="after")
     def _holds_together(self) -> TaskFile:
         for name, pattern in self.patterns.items():
@@ -161,8 +178,11 @@ class TaskFile(BaseModel):
         for key in (key for kind, keys in OWN_KEYS.items() if kind != self.kind for key in keys):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: goes with kind: {next(kind for kind, keys in OWN_KEYS.items() if key in keys)}")
-        self._asks_for_each_label() if self.kind == "multi_label" else self._has_choices() if self.kind == "multiple_choice" else None
-        if not self.label_words and not self.choices:
+        own = {"multi_label": self._asks_for_each_label, "multiple_choice": self._has_choices, "extraction": self._has_a_passage}
+        own.get(self.kind, lambda: None)()
+        if len(self.labels) < 2 and not self.passage:
+            raise ValueError(f"labels: two at least are wanted, not {self.labels}")
+        if not self.label_words and not self.choices and not self.passage:
             raise ValueError("label_words: one set of them at least is wanted, by its name")
         for label in fields(self.instruction):
             if label not in self.labels:
@@ -206,13 +226,20 @@ class TaskFile(BaseModel):
             if not pattern.endswith(f"{{{CHOICE}}}") or fields(pattern).count(CHOICE) > 1:
                 raise ValueError(f"patterns.{name}: {pattern!r} does not end with {{{CHOICE}}}, which stands there once")
 
+    def _has_a_passage(self) -> None:
+        if self.passage not in self.text:
+            raise ValueError(f"passage: {self.passage!r} is no text column{near(self.passage, self.text)}")
+        for name, pattern in self.patterns.items():
+            if fields(pattern).count(self.passage) > 1:
+                raise ValueError(f"patterns.{name}: {pattern!r} has the passage twice: where its spans stand would be open")
+
     def pattern(self, name: str) -> str:
         """The pattern of that name; the first if the name is empty."""
         return self._named("patterns", name)
 
     def words(self, name: str) -> list[str]:
-        """A word for each of `answers`, in their order: the label words of that name; the first if it is empty; of choices none."""
-        if self.choices and not name:
+        """A word for each of `answers`, in their order: the label words of that name; the first if it is empty; of choices and spans none."""
+        if not self.label_words and not name:
             return []
         words = self._named("label_words", name)
         return [words[answer] for answer in self.answers]
