@@ -1,22 +1,30 @@
 """Tiny random models and a tokenizer, made on the spot: no test needs a network."""
 
+from __future__ import annotations
+
 import hashlib
+import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from stand_ins import short_folder
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from toys import GRAMMAR
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from lowres.files import ROOT, BadInput
-from lowres.models.backbone import check_compiler, load_backbone
-from lowres.models.heads import word_tokens
 from lowres.runs.execute import Options, pinned
 from lowres.runs.process import forks
-from lowres.tasks.load import load_task
 from lowres.tasks.task_file import read_task
+
+if TYPE_CHECKING:  # else each where it is wanted: who hands the tests out to other processes reads this file, too, and they begin after it
+    from transformers import PreTrainedTokenizerFast
+
+# For this process, and for those that it starts. A new .venv has nothing compiled: where no bytecode may be kept, each of them compiles torch and
+# all else anew, in three times the time of its imports. And two processes of two threads each on two cores wait for one another.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CORPUS = [
     "The children were playing in the garden .", "The nurse has written a letter ?", "No . Yes .", "Yes Yes Yes No No No",
@@ -28,6 +36,9 @@ WORDS = [" No", " Yes", " correct", " incorrect", " good", " bad", " true", " fa
 
 def make_tokenizer(prefix: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer whose label words are one token each; with `prefix` it puts </s> in front, as OPT's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,6 +53,9 @@ def make_tokenizer(prefix: bool) -> PreTrainedTokenizerFast:
 
 
 def save_model(folder: Path, config, prefix: bool = True) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(0)
     tokenizer = make_tokenizer(prefix)
     config.vocab_size = len(tokenizer)
@@ -57,11 +71,15 @@ def save_model(folder: Path, config, prefix: bool = True) -> str:
 
 def backbone_of(folder):
     """A model as the tests compare it: on the processor, in full precision."""
+    from lowres.models.backbone import load_backbone
+
     return load_backbone(str(folder), device="cpu", precision="float32")
 
 
 def word_ids(tokenizer, words: list[str]) -> list[int]:
     """Each label word's one token, for words that are one."""
+    from lowres.models.heads import word_tokens
+
     tokens = word_tokens(tokenizer, words)
     assert all(len(ids) == 1 for ids in tokens), tokens
     return [ids[0] for ids in tokens]
@@ -69,6 +87,8 @@ def word_ids(tokenizer, words: list[str]) -> list[int]:
 
 def can_compile() -> None:
     """Skips a test, saying why, where layers cannot be compiled."""
+    from lowres.models.backbone import check_compiler
+
     try:
         check_compiler("cpu")
     except BadInput as reason:
@@ -113,12 +133,16 @@ def pytest_sessionfinish(session, exitstatus) -> None:
 @pytest.fixture(scope="session")
 def tiny_opt(tmp_path_factory) -> str:
     """OPT-125M's form: pre-norm, embeddings as wide as the layers. Dropout as in the real one."""
+    from transformers import OPTConfig
+
     return save_model(tmp_path_factory.mktemp("opt"), OPTConfig(hidden_size=32, word_embed_proj_dim=32, **OPT_SHAPE))
 
 
 @pytest.fixture(scope="session")
 def tiny_opt_post_norm(tmp_path_factory) -> str:
     """OPT-350M's form: post-norm, embeddings half as wide as the layers, projected in and out."""
+    from transformers import OPTConfig
+
     config = OPTConfig(hidden_size=32, word_embed_proj_dim=16, do_layer_norm_before=False, **OPT_SHAPE)
     return save_model(tmp_path_factory.mktemp("opt350"), config)
 
@@ -126,6 +150,8 @@ def tiny_opt_post_norm(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """Llama's form, with grouped keys and values and tied embeddings, as SmolLM2 has; its tokenizer adds nothing."""
+    from transformers import LlamaConfig
+
     return save_model(tmp_path_factory.mktemp("llama"), LlamaConfig(**LLAMA_SHAPE, max_position_embeddings=256), prefix=False)
 
 
@@ -136,6 +162,8 @@ def tiny_model(request) -> str:
 
 @pytest.fixture(scope="module")
 def task():
+    from lowres.tasks.load import load_task
+
     return load_task(GRAMMAR, "", 20)
 
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
@@ -30,6 +30,9 @@ from lowres.runs import records
 from lowres.runs.command import chosen
 from lowres.runs.status import FingerprintInputs, all_statuses
 from lowres.runs.study import Run, Study, read_study
+
+if TYPE_CHECKING:
+    import nbformat
 
 PATIENCE = 120  # seconds until something that must happen is given up; nothing waits so long when all is well
 
@@ -83,6 +86,8 @@ def noted(study: Study) -> list[str]:
 
 def write_notebook(folder: Path, work: str = "pass", before: str = "pass", method: str = "vanilla") -> str:
     """A notebook for `method`: runs `before`, then for each seed `work`. Returns the folder."""
+    import nbformat  # not by the stand-ins' kernels
+
     cells = [
         nbformat.v4.new_code_cell("shots = 16", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(f"import os, sys, time\n{before}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pandas as pd
 import yaml
 from toys import ENTAILMENT, GRAMMAR
 
+from lowres import files
 from lowres.runs import records
 from lowres.runs.status import FingerprintInputs
-from lowres.runs.study import Study, read_study
+from lowres.runs.study import Run, Study, read_study
 
 METHODS = [
     {"method": "vanilla"},
@@ -58,9 +60,21 @@ def fill(study: Study, effect=None, spread: float = 2.0, seed: int = 0, only=Non
         for number in run.parameters.seeds:
             if only is None or only(run, number):
                 trials.append(_trial(run, number, marks[number], effect or usual, spread, rng))
-        kept = [records.write_trial(run.folder, trial, table if predictions else table.head(0)) for trial, table in trials]
-        if kept:
-            records.merge(run.folder, _record(run, kept))
+        if trials:
+            _keep(run, [trial for trial, _ in trials], [table if predictions else table.head(0) for _, table in trials])
+
+
+def _keep(run: Run, trials: list[dict], tables: list[pd.DataFrame]) -> None:
+    """As `records.write_trial` for each trial and `records.merge` leave it, which write and read each trial's predictions besides."""
+    content = io.BytesIO()
+    in_order = [table for _, table in sorted(zip(trials, tables), key=lambda pair: pair[0]["seed"])]
+    pd.concat(in_order, ignore_index=True).to_parquet(content, index=False, compression="zstd")
+    kept = [{**trial, "predictions_sha256": records.content_checksum(table)} for trial, table in zip(trials, tables)]
+    files.write_whole(run.folder / records.PREDICTIONS, content.getvalue())
+    files.write_json(run.folder / "record.json", {
+        **_record(run, kept), "fingerprints": [trial["fingerprint"] for trial in kept],
+        "predictions_sha256": hashlib.sha256(content.getvalue()).hexdigest(),
+    })
 
 
 def usual(run, domain: str) -> float:

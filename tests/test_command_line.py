@@ -177,6 +177,11 @@ def test_status_and_help_wait_for_neither_papermill_nor_jupyter_nor_pandas():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "set()\n"
 
 
+def test_no_process_builds_a_grammar_of_addresses_that_no_notebook_has():
+    code = "import sys, lowres.site.publish, lowres.runs.scheduling, papermill; print('rfc3987_syntax.syntax_helpers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "False\n"
+
+
 def test_a_path_is_seen_from_the_current_folder_and_a_name_is_the_projects(lowres, write_study, tmp_path, monkeypatch):
     write_study()
     (tmp_path / "outputs").mkdir()

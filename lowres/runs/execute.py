@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import nbformat
-
 from lowres import files, locks
 from lowres.files import ROOT, located, shown, without_secrets
 from lowres.runs import records
@@ -30,6 +28,8 @@ MOST_IMAGE = 2_000_000  # of one image; what is larger gives way to a line that 
 
 def cleaned(notebook: Path, **marks: str) -> str:
     """Without papermill's metadata (it breaks diff tools), outputs that are too long, paths, and secrets; `marks` go into its metadata."""
+    import nbformat  # not by who only asks
+
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("papermill", None)
     if marks:

@@ -45,6 +45,9 @@ PER_RUN = ("LOWRES_", "JPY_", "CUDA_VISIBLE_DEVICES", "TMPDIR", "PYTEST_")  # va
 OUT_OF_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|not enough memory|can't allocate memory|out of memory|Cannot allocate memory", re.I)
 DISK_FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]|No space left on device")
 logging.getLogger("papermill").setLevel(logging.ERROR)
+# jsonschema, which nbformat and papermill import, would build a grammar of international addresses: 2.5 s of a core a process. It does without one,
+# and no notebook's schema has such addresses.
+sys.modules.setdefault("rfc3987_syntax", None)
 _live: set[Kernel] = set()
 
 
