@@ -271,6 +271,22 @@ def test_the_table_of_mnli_is_what_the_trials_give_and_who_learns_there_is_as_to
     assert above == {("lora", 5e-3, "in domain"), ("pbft", 5e-5, "in domain"), ("pbft", 2e-4, "in domain"), ("adaptive", 2e-4, "in domain")}
 
 
+def test_the_table_of_sizes_is_what_the_trials_give():
+    *lines, bars = table_of("what trains, in `adapters`")
+    before = {name: found for task in ("sentiment", "mnli")
+              for name, found in trials_of("adapters", f"task={task},method=in_context")[0]["also"]["zero-shot"]["sets"].items()}
+    places = {"films": SETS[:1], "elsewhere": SETS[1:], "MNLI": ("matched",), "HANS": ("hans",)}
+    for place, names in places.items():
+        told = [100 * mean([before[name][key] for name in names]) for key in ("constant", "accuracy")]
+        assert bars[place] == " / ".join(f"{value:.1f}" for value in told)
+        for line in lines:
+            of_task = "sentiment" if set(names) <= set(SETS) else "mnli"
+            found = trials_of("adapters", f"task={of_task},{line['which runs'].strip('`')}")
+            each = [mean([one["sets"][name]["accuracy"] for name in names]) for one in found]
+            assert len(each) == 4 and line[place] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, place)
+            assert line["weights"] == f"{found[0]['trainable']:,}"
+
+
 def test_methods_default_rates_are_those_that_do_best_over_the_studys_tasks_and_their_files_say_by_how_much():
     found = rates.from_other_tasks(rates.rated(collect("rates", str(ROOT / "outputs")).trials)).query("task == ''").set_index("method")
     assert set(found.index) == {"vanilla", "pbft", "adaptive", "lora"} and (found["tasks"] == 3).all()
