@@ -34,7 +34,7 @@ from lowres.runs.study import Run, Study, read_study
 if TYPE_CHECKING:
     import nbformat
 
-PATIENCE = 120  # seconds until something that must happen is given up; nothing waits so long when all is well
+PATIENCE = 600  # seconds until something that must happen is given up; nothing waits so long when all is well
 
 
 def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda seed: None) -> None:

@@ -23,9 +23,10 @@ from lowres import files, locks
 from lowres.files import ROOT, without_secrets
 from lowres.models.identity import identity
 from lowres.runs import records
-from lowres.runs.execute import Options, execute
+from lowres.runs.execute import Options, execute, keep_failure
+from lowres.runs.process import NotebookResult
 from lowres.runs.progress import problems
-from lowres.runs.status import failure_folder, status_of
+from lowres.runs.status import all_statuses, failure_folder, status_of
 from lowres.runs.study import read_study
 
 pytestmark = pytest.mark.usefixtures("forking")
@@ -95,6 +96,18 @@ def test_a_failed_run_waits_until_it_is_asked_for_or_its_notebook_changes(tmp_pa
     assert status_of(only_run(study)).state == "missing"
     assert executed(study, notebooks).state == "done"
     assert not (study.folder / "failed").exists()
+
+
+def test_a_failure_is_tried_again_though_the_clock_was_set_back_and_another_runners_is_not(tmp_path, monkeypatch):
+    study, tried = write_study(tmp_path), []
+    asked = Options(notebooks=write_notebook(tmp_path / "n"), rerun=frozenset({"failed"}))
+    keep_failure(study.runs[0], NotebookResult("error", "of last time"), None, asked)
+    file = failure_folder(study.runs[0]) / "failure.json"
+    files.write_json(file, {**files.read_json(file), "when": "2999-12-31T23:59:59+00:00"})
+    monkeypatch.setattr("lowres.runs.execute._attempt", lambda *_: tried.append(True) or NotebookResult())
+    known = frozenset(status.failure["when"] for status in all_statuses(study))
+    assert execute(study.runs[0], replace(asked, failed_before=frozenset())).message == "of last time" and not tried
+    assert execute(study.runs[0], replace(asked, failed_before=known)).state == "done" and tried
 
 
 def test_a_dead_kernel_is_retried_twice_then_named_with_its_peak(tmp_path, temporary):

@@ -157,14 +157,16 @@ def relevant(trials: pd.DataFrame) -> list[Line]:
     table = main_runs(trials)
     accuracy, mcc = (table[name] for name in UNTRAINED)
     table = table.assign(above=table["accuracy"] - np.fmax(table["constant"], accuracy), mcc_above=table["mcc"] - np.fmax(0, mcc))
-    lines = []
-    for key, run in table.groupby(KEYS, sort=False):
-        settings = dict(zip(KEYS, key))
-        if settings["method"] in ("vanilla", "pbft"):  # a full fine-tuning has the head that its method is
-            words = settings["method"] == "pbft" and settings["fidelity"] != "as_coded"
-            settings["head"] = "verbalizer" if words else "classifier"
-        lines.append(Line(settings, dict(zip(run["seed"], run[MEASURED].to_dict("records")))))
-    return lines
+    lines: dict[tuple, Line] = {}
+    for key, seed, measured in zip(table[KEYS].itertuples(index=False, name=None), table["seed"], table[MEASURED].to_dict("records")):
+        if key not in lines:
+            settings = dict(zip(KEYS, key))
+            if settings["method"] in ("vanilla", "pbft"):  # a full fine-tuning has the head that its method is
+                words = settings["method"] == "pbft" and settings["fidelity"] != "as_coded"
+                settings["head"] = "verbalizer" if words else "classifier"
+            lines[key] = Line(settings, {})
+        lines[key].by_seed[seed] = measured
+    return list(lines.values())
 
 
 def paired(lines: list[Line], contrast: Contrast) -> Paired:

@@ -67,7 +67,7 @@ class Options:
     gpus: tuple[str, ...] = ()  # of the worker 0, 1, … of this host
     forked_by: str = ""  # who forks the kernels (process.Forks); '': each is started anew
     stop: str = ""  # a file: once it is there, no trial is begun any more
-    begun: str = ""  # a failure since then is another runner's with the same study, and not repeated
+    failed_before: frozenset[str] | None = None  # when failed what had as the study began: another is a second runner's, and not repeated
 
     @property
     def here(self) -> bool:
@@ -110,7 +110,8 @@ def _under_lock(run: Run, options: Options) -> tuple[str, str]:
     if status.state == "done" or (status.state == "stale" and "stale" not in options.rerun):
         return status.state, ""
     failure = status.failure
-    if failure and ((options.begun and failure["when"] >= options.begun) or not (failure["again"] or "failed" in options.rerun)):
+    of_another = failure and options.failed_before is not None and failure["when"] not in options.failed_before
+    if failure and (of_another or not (failure["again"] or "failed" in options.rerun)):
         return "failed", failure["message"]
     put_aside(run, status)
     for _ in range(options.retries + 1):

@@ -22,7 +22,7 @@ from lowres import locks
 from lowres.files import located, shown
 from lowres.runs import records
 from lowres.runs.cluster import PATIENCE, Cluster, default_workers, described_cluster, forking, given_cluster, own_cluster
-from lowres.runs.execute import Options, Result, execute, keep_failure, now
+from lowres.runs.execute import Options, Result, execute, keep_failure
 from lowres.runs.process import NotebookResult, kill_kernels
 from lowres.runs.progress import Expected, Progress
 from lowres.runs.status import Status
@@ -55,7 +55,8 @@ def run_study(
             workers = options.workers or default_workers()
             forked_by = forking(workers, start=len(todo) > workers) if options.here else ""
             with _cluster(study, todo, options, workers, folder) as cluster:
-                options = replace(options, gpus=cluster.gpus, stop=shown(stop), begun=now(), forked_by=forked_by)
+                failed = frozenset(status.failure["when"] for status in statuses if status.failure)  # by no clock: it may be set back
+                options = replace(options, gpus=cluster.gpus, stop=shown(stop), failed_before=failed, forked_by=forked_by)
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it
                         progress.line(f"the cluster's dashboard: {cluster.client.dashboard_link}")

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -89,16 +91,27 @@ def study_of(device: str, scratch: Path, runs: int, seeds: int):
     return write_study(scratch, range(seeds), [16 + i for i in range(runs)], ["pbft"], **settings)
 
 
+@contextmanager
+def running(study, workers: int) -> Iterator[subprocess.Popen]:
+    """A runner that does not outlive this step."""
+    with short_folder() as temporary:
+        runner = start_runner(study, "notebooks", temporary, workers)
+        try:
+            yield runner
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(runner.pid, signal.SIGKILL)
+            runner.wait()
+
+
 def resume(device: str, scratch: Path) -> None:
     """A runner that is killed once a trial is finished, and another that goes on."""
     study = study_of(device, scratch, 1, 3)
     kept = lambda: records.read_trials(study.runs[0].folder)[0]
-    with short_folder() as temporary:
-        runner = start_runner(study, "notebooks", temporary, workers=1)
+    with running(study, 1):
         before = eventually(kept, "the first trial")
-        os.killpg(runner.pid, signal.SIGKILL)
-        runner.wait()
-        code = start_runner(study, "notebooks", temporary, workers=1).wait()
+    with running(study, 1) as runner:
+        code = runner.wait()
     same = all(kept().get(seed) == trial for seed, trial in before.items())
     row("resume", f"killed after {len(before)} of 3 trials", f"{len(kept())} trials, those finished before as they were: {same}", "all 3",
         code == 0 and same and len(kept()) == 3)
@@ -108,8 +121,8 @@ def trials(device: str, scratch: Path, workers: str) -> None:
     """So many runs at a time on one device, each in a kernel of its own."""
     count = int(workers) if device == "cuda" else min(2, int(workers))
     study, begun = study_of(device, scratch, count, 4), time.monotonic()
-    with short_folder() as temporary:
-        code = start_runner(study, "notebooks", temporary, workers=count).wait()
+    with running(study, count) as runner:
+        code = runner.wait()
     wall, found = time.monotonic() - begun, [trial for run in study.runs for trial in records.read_trials(run.folder)[0].values()]
     seconds = sum(map(records.seconds_of, found)) / len(found)
     hourly = f"{3600 * count / seconds:,.0f} once begun ({seconds:.2f} s each), {3600 * len(found) / wall:,.0f} with starts"
@@ -150,6 +163,7 @@ def _timed(device: str, job, times: int) -> float:
 
 if __name__ == "__main__":
     name, device, *case = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("its time was up"))
     with tempfile.TemporaryDirectory() as scratch:
         {step.__name__: step for step in (machine, tests, parity, resume, trials, speed)}[name](device, Path(scratch), *case)
     os._exit(0)  # the thread of the steps waits for another
