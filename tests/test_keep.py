@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
+from stand_ins import by_papermill
 from toys import GRAMMAR, REQUESTS
 
 import lowres
@@ -159,12 +160,9 @@ def test_a_folder_that_answers_otherwise_is_not_kept(study, tmp_path, monkeypatc
 
 
 def test_the_notebook_that_uses_it_runs(kept, tmp_path):
-    import papermill
-
     pd.DataFrame({"sentence": TEXTS}).to_csv(tmp_path / "rows.csv", index=False)
     for given in ({"folder": str(kept), "file": str(tmp_path / "rows.csv")}, {"folder": str(kept), "texts": ["The nurse has slept."]}):
-        done = papermill.execute_notebook(keep.located("notebooks/use.ipynb"), tmp_path / "use.ipynb", given, progress_bar=False,
-                                          kernel_name="python3", cwd=str(keep.located(".")))
+        done = by_papermill("use", tmp_path / "use.ipynb", given)
         shown = json.dumps(done.cells[4:])
         assert "p(acceptable)" in shown and ("read to 48 tokens" in shown) == ("file" in given)
 

@@ -68,8 +68,9 @@ def test_adding_seeds_to_a_finished_study_runs_only_the_new_trials(tmp_path, tem
     before = {file: file.read_bytes() for file in study.folder.rglob("seed-*")}
     larger = write_study(tmp_path, seeds=[0, 1, 2], shots=[2, 4])
     assert states(larger) == ["partial", "partial"]
-    executed = noted(study)
-    run(larger, write_notebook(tmp_path / "n"))
+    executed, options = noted(study), Options(notebooks=write_notebook(tmp_path / "n"))
+    for one in chosen(all_statuses(larger), frozenset()):
+        execute(one, options)
     assert states(larger) == ["done", "done"] and sorted(noted(larger)[len(executed):]) == ["vanilla 2 2", "vanilla 4 2"]
     assert all(file.read_bytes() == content for file, content in before.items())
 
@@ -113,7 +114,7 @@ def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary)
 def test_no_worker_is_idle_while_a_run_waits(tmp_path, temporary):
     study = write_study(tmp_path, shots=[2, 4], methods=("vanilla", "pbft", "lora"))
     begun = str(study.folder / "executed.txt")
-    write_notebook(tmp_path / "n", work="time.sleep(14 if shots == 2 else 10)")  # when one ends, the other seems to have long to go
+    write_notebook(tmp_path / "n", work="time.sleep(7 if shots == 2 else 5)")  # when one ends, the other seems to have long to go
     together = f"end = time.time() + 30\nwhile len(open({begun!r}).readlines()) < 4: assert time.time() < end, 'alone'; time.sleep(0.05)"
     notebooks = [write_notebook(tmp_path / "n", together, method=method) for method in ("pbft", "lora")]
     run(study, notebooks[0])
@@ -139,7 +140,8 @@ def test_a_worker_that_dies_under_a_run_again_and_again_is_told_and_the_others_g
     nothing_is_left(study, temporary)
 
 
-def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary):
+def test_a_run_whose_only_worker_died_goes_on_at_the_next(tmp_path, temporary, monkeypatch):
+    monkeypatch.setattr("lowres.runs.cluster.CPU_COUNT", 1)  # a thread a kernel, as elsewhere here: no other process has to fork it
     study = write_study(tmp_path, shots=[2, 4])
     died = str(tmp_path / "died")
     work = f"if not os.path.exists({died!r}): open({died!r}, 'w'); {KILL_WORKER}; time.sleep(600)"
