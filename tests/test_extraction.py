@@ -161,9 +161,9 @@ def behind(backbone, words: str) -> list[int]:
     return backbone.tokenize(["x" + words])[0][len(backbone.tokenize(["x"])[0]):]
 
 
-def written(backbone, ids: list[int], words: str) -> torch.Tensor:
-    """transformers' own log-probability of words and a line break behind a text, one plain pass over one string."""
-    tokens = behind(backbone, words + "\n")
+def written(backbone, ids: list[int], words: str, end: str = "\n") -> torch.Tensor:
+    """transformers' own log-probability of words and their end behind a text, one plain pass over one string."""
+    tokens = behind(backbone, words + end)
     logits = backbone.model.eval()(input_ids=torch.tensor([ids + tokens])).logits[0]
     return logits.log_softmax(-1)[range(len(ids) - 1, len(ids) + len(tokens) - 1), tokens].sum()
 
@@ -367,3 +367,13 @@ def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, tmp_path,
     assert len(records.read_predictions(tmp_path)) == 2 * 2 * 6
     outputs = json.dumps([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
     assert "exact match" in outputs and "accuracy" not in outputs and "stderr" not in outputs
+
+
+def test_xquad_is_read_where_it_is_at_hand_with_no_paragraph_on_two_sides():
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "xquad" / "en.tsv").is_file():
+        pytest.skip("XQuAD is not at hand")
+    task = load_task("xquad", str(folder))
+    assert {name: len(rows) for name, rows in task.evaluation.items()} == {"in_domain": 351, "out_of_domain": 232} and len(task.pool) == 602
+    paragraphs = [set(rows["context"]) for rows in (task.pool, *task.evaluation.values())]
+    assert list(map(len, paragraphs)) == [114, 76, 50] and sum(map(len, paragraphs)) == len(set.union(*paragraphs))

@@ -1,7 +1,7 @@
 """Small tasks whose rows were made up for the tests: one has one text column, the next two, in `requests` a row has several labels or none, in
-`uses` one of three choices is right, and in `stories` the answer is a span of a passage.
+`uses` one of three choices is right, in `stories` the answer is a span of a passage, and in `finds` words are tagged.
 
-    python tests/toys.py      writes the rows of the last three
+    python tests/toys.py      writes the rows of all but the first two and the last, which a test writes where it wants them
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ import yaml
 from lowres.files import ROOT
 from lowres.tasks.task_file import extended_task, read_task
 
-GRAMMAR, ENTAILMENT, REQUESTS, USES, STORIES = (f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses", "stories"))
+GRAMMAR, ENTAILMENT, REQUESTS, USES, STORIES, FINDS = (
+    f"tests/tasks/{name}.yaml" for name in ("grammar", "entailment", "requests", "uses", "stories", "finds"))
 SHARES = {"refund": 0.4, "delay": 0.3, "address": 0.15, "thanks": 0.25}  # of the rows that have the label
 CLAUSES = {  # in domain a shop's customers, out of domain a library's guests
     "in": {"refund": ["please send my money back", "I would like a refund", "give me back what I paid", "I want the {} refunded"],
@@ -110,10 +111,35 @@ def tables_of_stories(without: float = 0.0) -> dict[str, str]:
     return {name: "\n".join(["question\tstory\tanswer\tbegins", *map("\t".join, stories(*how, without))]) + "\n" for name, how in asked.items()}
 
 
+NAMED = {"in": {"person": ["Anna", "Boris Lund", "Mrs. Ode"], "place": ["Riga", "the Old Market", "Port Said"], "year": ["1901", "1956"]},
+         "out": {"person": ["Ida", "Captain Flint"], "place": ["the Lower Deck", "Malta"], "year": ["1712", "1807"]}}
+
+
+def finds(domain: str, count: int, seed: int) -> list[tuple[str, str]]:
+    """Made-up rows, each another: words, and for each its tag: people and places, and years, which the task does not ask for."""
+    stream, rows = np.random.default_rng(seed), {}
+    forms = ["{person} met {person} in {place} .", "In {year} , {person} left {place} for {place} .", "Nobody was there .", "{place} is far ."]
+    while len(rows) < count:
+        words, tags = [], []
+        for word in str(stream.choice(forms, p=[0.4, 0.4, 0.1, 0.1])).split():
+            kind = word.strip("{}")
+            said = str(stream.choice(NAMED[domain][kind])).split() if kind != word else [word]
+            words += said
+            tags += [f"B-{kind}", *[f"I-{kind}"] * (len(said) - 1)] if kind != word else ["O"]
+        rows.setdefault(" ".join([*words, str(stream.integers(100))]), " ".join([*tags, "O"]))
+    return list(rows.items())
+
+
+def tables_of_tags() -> dict[str, str]:
+    """The files of the task `finds`, by their names."""
+    asked = {"pool": ("in", 80, 0), "town": ("in", 40, 1), "ship": ("out", 40, 2)}
+    return {name: "\n".join(["words\ttags", *map("\t".join, finds(*how))]) + "\n" for name, how in asked.items()}
+
+
 def remade(folder: Path, task: str, tables: dict[str, str], **changes) -> str:
     """A made-up task written anew with these `tables` and changes to its file (None takes a key away): its path. Its old form is forgotten."""
     place = folder / Path(task).stem
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         (place / f"{name}.tsv").write_text(table)
     content = yaml.safe_load((ROOT / task).read_text()) | {"checksums": {}} | changes

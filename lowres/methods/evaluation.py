@@ -14,8 +14,8 @@ import torch
 from lowres.files import BadInput
 from lowres.models.batches import lay, pack, read
 from lowres.models.heads import of_its_tokens
-from lowres.models.inputs import END, Choices, Inputs, Located, after_text, unconditional
-from lowres.tasks.spans import spans
+from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, tokens_after_text, unconditional
+from lowres.tasks.spans import Tagged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,43 +60,91 @@ def last_states(backbone, ids: list[list[int]], cache=None, head=None, choices: 
 
 
 def found_spans(backbone, head, inputs: Inputs) -> torch.Tensor:
-    """(texts, 3): the answer's first character in its passage, the one behind its last, and its log-probability."""
+    """(texts, 3): the answer's first character in its passage, the one behind its last, and its log-probability; of tags (texts, 1 + most words): the
+    log-probability of all, and each word's tag."""
+    tagged = isinstance(inputs.answers[0].answer, Tagged)
+    found = torch.zeros(len(inputs), 1 + max(len(one.answer.words) for one in inputs.answers) if tagged else 3)
     if not head.everywhere:
-        return torch.tensor([_likeliest_span(backbone, head, ids, located) for ids, located in zip(inputs.ids, inputs.answers)])
-    found = torch.empty(len(inputs), 3)
+        for i, (ids, located) in enumerate(zip(inputs.ids, inputs.answers)):
+            _put(found[i], _listed(backbone, head, ids, located) if tagged else _likeliest_span(backbone, head, ids, located))
+        return found
     for rows in lay(head, inputs, backbone.device, BUDGET):
-        scores = of_its_tokens(head.logits(read(backbone, rows)), inputs.labels[rows.texts, 2].to(backbone.device)).log_softmax(1).cpu()
-        for i, each in zip(rows.texts, scores):
-            found[i] = torch.tensor(_best_tokens(each, inputs.answers[i]))
+        labels, scores = inputs.labels[rows.texts], head.logits(read(backbone, rows)).cpu()
+        scores = scores.log_softmax(2) if tagged else of_its_tokens(scores, labels[:, 2]).log_softmax(1)
+        for i, each, asked in zip(rows.texts, scores, labels):
+            _put(found[i], _best_tags(each, asked) if tagged else _best_tokens(each, inputs.answers[i]))
     return found
+
+
+def _put(row: torch.Tensor, values: Sequence[float]) -> None:
+    row[: len(values)] = torch.tensor(values)
 
 
 def _best_tokens(scores: torch.Tensor, located: Located) -> tuple[int, int, float]:
     """Of (tokens, 2) log-probabilities of being the answer's first and last: the likeliest span, by itself wherever else its string may stand. The
     text's first token stands for no answer."""
-    passage = located.passage
-    options = spans(passage.text, passage.longest) + [(0, 0)] * bool(passage.none)
+    options = located.passage.spans() + [(0, 0)] * bool(located.passage.none)
     begins, ends = zip(*(located.tokens(*span) for span in options))
     total = scores[list(begins), 0] + scores[list(ends), 1]
     best = int(total.argmax())
     return *options[best], float(total[best])
 
 
+def _best_tags(scores: torch.Tensor, asked: torch.Tensor) -> list[float]:
+    """Of (tokens, tags) log-probabilities the likeliest tag of each word, at its last token."""
+    best = scores[asked[: len(scores)] != -100].max(1)
+    return [float(best.values.sum()), *best.indices.tolist()]
+
+
 def _likeliest_span(backbone, head, ids: list[int], located: Located) -> tuple[int, int, float]:
-    """The same of one text that its answer is written behind. Raises BadInput where the model cannot read so far.
+    """Of one text the likeliest span that is written behind it: its first character, the one behind its last, and log p.
 
     Exact: the likeliest of the passage's spans ("exact-extract", Castel et al. 2022, arXiv 2108.05857), among them what stands for no answer where
     there is such. A span that stands there several times is one string, with one probability: it is said to stand where it does first.
     """
     passage = located.passage
-    written = {passage.none: (0, 0)} if passage.none else {}
-    for start, end in spans(passage.text, passage.longest):
-        written.setdefault(f" {passage.text[start:end]}", (start, end))
-    tokens = after_text(backbone.tokenizer, [words + END for words in written])
+    written = {passage.none + END: (0, 0)} if passage.none else {}
+    for start, end in passage.spans():
+        written.setdefault(f" {passage.text[start:end]}{END}", (start, end))
+    which, score, _ = _written(backbone, head, ids, list(written))
+    return *list(written.values())[which], score
+
+
+def _written(backbone, head, ids: list[int], texts: list[str]) -> tuple[int, float, list[int]]:
+    """Which of some texts is the likeliest behind another, its log p, and its tokens. Raises BadInput where the model cannot read so far."""
+    tokens = after_text(backbone.tokenizer, texts)
     if (most := len(ids) + max(map(len, tokens)) - 1) > backbone.context_length:
         raise BadInput(f"max_length: a text and its longest span take {most} tokens, and {backbone.name!r} reads {backbone.context_length}")
     which, score = likeliest(backbone, head.output(), ids, tokens)
-    return *list(written.values())[which], score
+    return which, score, tokens[which]
+
+
+def _listed(backbone, head, ids: list[int], located: Located) -> list[float]:
+    """Of one text the entities that are listed behind each type's question, span by span, each the likeliest that stands behind the last one and ends
+    the list, or does not. Of two types that want the same word the likelier span has it."""
+    label, passage, total, found = located.answer, located.passage, 0.0, []
+    for kind, question in enumerate(label.questions):
+        behind, begin, more = ids + tokens_after_text(backbone.tokenizer, question), 0, True
+        while more and (spans := [span for span in passage.spans() if span[0] >= begin]):
+            written = {passage.none + END: (0, 0)} if not begin else {}
+            for span in spans:
+                for end in (END, MORE):
+                    written.setdefault(f" {passage.text[span[0] : span[1]]}{end}", span)
+            which, score, tokens = _written(backbone, head, behind, list(written))
+            text, (first, begin) = list(written.items())[which]
+            behind, total, more = behind + tokens, total + score, text.endswith(MORE)
+            found += [(score, first, begin, kind)] if begin else []
+    return [total, *_without_overlaps(found, label)]
+
+
+def _without_overlaps(found: list[tuple[float, int, int, int]], label: Tagged) -> list[int]:
+    """Each word's tag, of spans (log p, first character, the one behind the last, type), the likelier ones first."""
+    words, kept = label.words, []
+    for _, start, end, kind in sorted(found, reverse=True):
+        if all(end <= first or last <= start for first, last, _ in kept):
+            kept.append((start, end, kind))
+    places = [(sum(last <= start for _, last in words), sum(first < end for first, _ in words), kind) for start, end, kind in sorted(kept)]
+    return label._replace(entities=tuple(places)).tags()
 
 
 def likeliest(backbone, output: torch.Tensor, ids: list[int], answers: Sequence[Sequence[int]]) -> tuple[int, float]:

@@ -81,7 +81,7 @@ def encode(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> I
     An input of more than `max_length` tokens loses the end of its longest text column, never a part of the pattern.
     """
     columns = list(dict.fromkeys(fields(pattern)))  # a pattern may say a text twice
-    if kind_of(examples).loss == "span":
+    if kind_of(examples).loss in ("span", "tags"):
         return encode_passages(backbone, examples, pattern, max_length)
     if CHOICE in columns and CHOICE not in examples:
         return encode_choices(backbone, examples, torch.tensor(kind_of(examples).gold(examples)), pattern, max_length)
@@ -153,11 +153,14 @@ def _followed(laid: Rows, choices: Sequence[Choices], whole: bool) -> Rows:
         end = start = last - sum(map(len, parts))  # where the text itself ends
         places += range(end - row.shared, end + 1)
         found += [(first + i, tokens[end - row.shared + i + 1], base + k) for i in range(row.shared) for k in range(len(parts))]
-        found += [(first + row.shared, own[0], base + k) for k, own in enumerate(row.own)]
+        asked = row.asked or [0] * len(parts)
+        found += [(first + row.shared, own[0], base + k) for k, own in enumerate(row.own) if not asked[k]]
         for k, part in enumerate(parts):
             for i in range(len(part)):
                 start += 1
                 positions[start], branch_of[start] = positions[end] + 1 + i, k + 1
+                if i + 1 < asked[k]:
+                    continue
                 if not whole:
                     found.append((len(places), row.own[k][i + 1], base + k))
                 places.append(start)

@@ -35,20 +35,25 @@ def span_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor 
     return (F.cross_entropy(scores[..., 0], labels[:, 0], reduction="sum") + F.cross_entropy(scores[..., 1], labels[:, 1], reduction="sum")) / 2
 
 
+def tags_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of each word's tag, (texts, most tokens, tags) with (texts, most of all), -100 where none is asked for; summed over words."""
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten(), weights, reduction="sum")
+
+
 def of_its_tokens(logits: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Scores of a text's own tokens; the smallest number elsewhere, so that they have no probability."""
     beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
     return logits.masked_fill(beyond[..., None], torch.finfo(logits.dtype).min)
 
 
-LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "choice": softmax_loss, "span": span_loss}  # by a kind's `loss`
-ROWS = {"choice": 1, "span": 2}  # of a new matrix, where it has not one a label
+LOSSES = {"softmax": softmax_loss, "sigmoid": sigmoid_loss, "choice": softmax_loss, "span": span_loss, "tags": tags_loss}  # by a kind's `loss`
+ROWS = {"choice": lambda labels: 1, "span": lambda labels: 2, "tags": lambda labels: 1 + 2 * labels}  # of a new matrix, where it has not one a label
 
 
 class Classifier(nn.Module):
     """p(y | x) = softmax(W h(x)): a new matrix W of (labels, width), drawn from the trial's own stream; of several labels a
     text each has a sigmoid. Of choices each has a score w h(x, choice), by one vector w. Of spans two vectors score each token as the first
-    and the last of the answer (`everywhere`)."""
+    and the last of the answer; of tags each word's last token is one of O, and B and I of each label (`everywhere`)."""
 
     branches = ()  # a text is read, and nothing behind it
     whole = True  # choices to their ends
@@ -56,14 +61,14 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone, labels: int, seed: int, loss: str = "softmax"):
         super().__init__()
-        self.of_logits, self.labels, self.everywhere = LOSSES[loss], labels, loss == "span"
+        self.of_logits, self.labels, self.everywhere = LOSSES[loss], labels, loss in ("span", "tags")
         spread = getattr(backbone.model.config, "initializer_range", None) or getattr(backbone.model.config, "init_std", 0.02)
-        weight = torch.empty(ROWS.get(loss, labels), backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
+        weight = torch.empty(ROWS.get(loss, int)(labels), backbone.width).normal_(0, spread, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight.to(backbone.device))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: (texts, width) -> (texts, labels); of choices (texts, choices, width) -> (texts, choices); of spans (texts, tokens, width)
-        -> (texts, tokens, 2)."""
+        """hidden: (texts, width) -> (texts, labels); of choices (texts, choices, width) -> (texts, choices); of spans and tags (texts, tokens, width)
+        -> (texts, tokens, 2, or tags)."""
         return (hidden @ self.weight.T).squeeze(-1) if hidden.ndim == 3 else hidden @ self.weight.T
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -183,7 +188,8 @@ class Likelihood(nn.Module):
 class Written(Likelihood):
     """p(answer | x) = the probability that the model writes the answer behind the pattern, and then a line break: no new weights.
 
-    Learnt by its logarithm, so that all other words compete; answered by the likeliest of the passage's spans (`evaluation.found_spans`).
+    Learnt by its logarithm, so that all other words compete; answered by the likeliest of the passage's spans (`evaluation.found_spans`). Of tags a
+    question for each type stands between, and its entities are listed.
     """
 
     def __init__(self, backbone):

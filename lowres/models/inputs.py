@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowres.files import BadInput
-from lowres.tasks.spans import Answer, Passage
+from lowres.tasks.spans import Answer, Passage, Tagged
 from lowres.tasks.task_file import CHOICE, PLACE, choice_columns, fields, filled
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-END = "\n"  # behind an answer that is written
+END, MORE = "\n", ","  # behind an answer that is written, and between several
 
 
 @dataclass
 class Choices:
     """What may follow a text: the tokens of each choice that not all of them begin with. `shared`: how many of the text's last tokens belong to
-    the choices, too. `characters`: of each choice."""
+    the choices, too. `characters`: of each choice. `asked`: how many of each choice's first tokens are a question, which is read and not foretold."""
 
     own: list[list[int]]
     shared: int
     characters: list[int]
+    asked: list[int] = field(default_factory=list)
 
     def read(self, whole: bool) -> list[list[int]]:
         """The tokens that are read behind the text: the last of a choice only if it is read as a whole."""
@@ -38,7 +39,7 @@ class Choices:
 class Located:
     """A text's right answer; its passage as far as it is read; and of each of its tokens which characters of the passage it has, (0, 0) elsewhere."""
 
-    answer: Answer
+    answer: Answer | Tagged
     passage: Passage
     characters: list[tuple[int, int]]
 
@@ -56,7 +57,8 @@ class Located:
 @dataclass
 class Inputs:
     """Encoded texts. `labels` is a tensor of their indices, (texts,), or, for several labels a text, of 0 and 1, (texts, labels); of spans,
-    (texts, 3), the answer's first token, its last, and how many the text has. `cut` counts the texts that were too long; `pattern` is what
+    (texts, 3), the answer's first token, its last, and how many the text has; of tags, (texts, most tokens), each word's at its last token and
+    -100 elsewhere. `cut` counts the texts that were too long; `pattern` is what
     stands around them. `choices`: behind each text, where there are any; of spans the right answer as it is written. `answers`: where it stands."""
 
     ids: list[list[int]]
@@ -111,15 +113,14 @@ def encode_choices(backbone, examples: pd.DataFrame, labels: torch.Tensor, patte
 
 
 def encode_passages(backbone, examples: pd.DataFrame, pattern: str, max_length: int) -> Inputs:
-    """Rows with an answer in a passage: where that is, and what is written behind the pattern. One that is too long loses the end of its longest
-    text, which may be where the answer stands."""
-    inputs, columns = Inputs([], torch.empty(0, 3, dtype=torch.long), pattern=pattern), list(dict.fromkeys(fields(pattern)))
-    places, whole = [], len(backbone.prefix)
+    """Rows with answers in a passage: where these are, and what is written behind the pattern. One that is too long loses the end of its longest
+    text, which may be where an answer stands."""
+    inputs, columns = Inputs([], torch.empty(0), pattern=pattern), list(dict.fromkeys(fields(pattern)))
     for row, record in zip(examples.index, examples[[*columns, "label"]].to_dict("records")):
         answer = record.pop("label")
         name = next(column for column in columns if record[column] == answer.passage.text)
-        own = tokens_after_text(backbone.tokenizer, (f" {answer.text}" if answer.text else answer.passage.none) + END)
-        room = min(max_length, backbone.context_length - len(own)) - whole
+        choices = _written(backbone.tokenizer, answer) if isinstance(answer, Answer) else _listed(backbone.tokenizer, answer)
+        room = min(max_length, backbone.context_length - max(map(len, choices.own))) - len(backbone.prefix)
         ids, offsets = _with_offsets(backbone, pattern, record, name)
         inputs.cut += len(ids) > room
         while len(ids) > room:
@@ -127,10 +128,37 @@ def encode_passages(backbone, examples: pd.DataFrame, pattern: str, max_length: 
             ids, offsets = _with_offsets(backbone, pattern, record, name)
         read = commonprefix([record[name], answer.passage.text])
         inputs.ids.append(backbone.prefix + ids)
-        inputs.choices.append(Choices([own], 0, [len(answer.text)]))
-        inputs.answers.append(found := Located(answer, answer.passage._replace(text=read), [(0, 0)] * whole + offsets))
-        places.append([*found.tokens(answer.start, 0 if found.lost else answer.end), len(inputs.ids[-1])])
+        inputs.choices.append(choices)
+        inputs.answers.append(Located(answer, answer.passage._replace(text=read), [(0, 0)] * len(backbone.prefix) + offsets))
+    if inputs.answers and isinstance(inputs.answers[0].answer, Tagged):
+        return replace(inputs, labels=_tags(inputs.answers))
+    places = [[*one.tokens(one.answer.start, 0 if one.lost else one.answer.end), len(one.characters)] for one in inputs.answers]
     return replace(inputs, labels=torch.tensor(places, dtype=torch.long).view(-1, 3))
+
+
+def _written(tokenizer, answer: Answer) -> Choices:
+    """The right answer as it is written behind a pattern."""
+    return Choices([tokens_after_text(tokenizer, (f" {answer.text}" if answer.text else answer.passage.none) + END)], 0, [len(answer.text)])
+
+
+def _listed(tokenizer, answer: Tagged) -> Choices:
+    """For each type the question, and behind it its entities as they are written: one behind the other, in the order of the text."""
+    own, asked = [], after_text(tokenizer, list(answer.questions))
+    for kind in range(len(asked)):
+        said = [f" {text}" for text in answer.texts(kind)] or [answer.passage.none]
+        listed = [text + (END if i == len(said) - 1 else MORE) for i, text in enumerate(said)]
+        own.append(asked[kind] + [token for tokens in after_text(tokenizer, listed) for token in tokens])
+    return Choices(own, 0, [0] * len(own), [len(tokens) for tokens in asked])
+
+
+def _tags(located: list[Located]) -> torch.Tensor:
+    """(texts, most tokens): each word's tag at its last token, -100 elsewhere, and for words that were cut off nowhere."""
+    labels = torch.full((len(located), max(len(one.characters) for one in located)), -100)
+    for i, one in enumerate(located):
+        for (start, end), tag in zip(one.answer.words, one.answer.tags()):
+            if end <= len(one.passage.text):
+                labels[i, one.tokens(start, end)[1]] = tag
+    return labels
 
 
 def _with_offsets(backbone, pattern: str, record: dict[str, str], name: str) -> tuple[list[int], list[tuple[int, int]]]:

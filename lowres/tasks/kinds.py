@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowres.files import BadInput, near
-from lowres.tasks.spans import Answer, Extraction
+from lowres.tasks.spans import Answer, Extraction, Tagged, Tagging
 from lowres.tasks.task_file import choice_columns
 
 if TYPE_CHECKING:
@@ -326,8 +326,8 @@ class MultiLabel(Classification):
 
 
 SCALE = Scale()  # a classification whose file says `scale`
-KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice(), Extraction())}
-FORMS = {tuple: "multi_label", Answer: "extraction"}  # the kinds that a label's type tells; an index of choices is drawn and counted like any other
+KINDS = {kind.name: kind for kind in (Classification(), MultiLabel(), MultipleChoice(), Extraction(), Tagging())}
+FORMS = {tuple: "multi_label", Answer: "extraction", Tagged: "tagging"}  # by a label's type; an index of choices is drawn like any
 
 
 def refuse(kind: str, method: str, p) -> None:

@@ -169,6 +169,8 @@ def _rows(spec: TaskFile, set_name: str, source: Source, data_dir: str, task: Ta
     """A set's rows, numbered from 0 through all of its files."""
     if getattr(source, "task", ""):
         other = read_task(source.task)
+        asked = dict(zip(other.labels, spec.asked)) if spec.questions else {}
+        other = other.model_copy(update={"longest": spec.longest, "unanswerable": spec.unanswerable, "questions": asked})  # as one's own are asked
         rows = _rows(other, set_name.removeprefix(f"{other.name}."), source.model_copy(update={"task": ""}), data_dir, task, read)
         return rows.rename(columns=dict(zip(other.text, spec.text)))
     return _of_files(spec, set_name, source, data_dir, task, read, lambda table: _labelled(spec, source, table, task, set_name))

@@ -15,7 +15,7 @@ from lowres.files import ROOT, BadInput, checked, located, near, read_yaml, show
 OF_USER = " (text)"
 CHOICE = "choice"  # in a pattern: one of a row's choices
 OWN_KEYS = {"classification": ("scale",), "multi_label": ("questions", "separator"), "multiple_choice": ("choices", "right"),  # of a kind alone
-            "extraction": ("passage", "start", "longest", "unanswerable")}
+            "extraction": ("passage", "start", "longest", "unanswerable"), "tagging": ("passage", "questions", "longest", "unanswerable")}
 PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
@@ -82,8 +82,8 @@ class TaskFile(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     version: int
     description: str
-    # One label a row; several, or none; one of its choices; a span of its passage.
-    kind: Literal["classification", "multi_label", "multiple_choice", "extraction"] = "classification"
+    # One label a row; several, or none; one of its choices; a span of its passage; the entities among its words.
+    kind: Literal["classification", "multi_label", "multiple_choice", "extraction", "tagging"] = "classification"
     show_rows: bool = False  # whether notebooks may print the texts
     embedded: Literal["", "sentiment"] = ""  # rows that `lowres prepare` gets
     folder: str = ""  # where its files lie, relative to the task file; empty: the data folder that is asked for
@@ -92,10 +92,10 @@ class TaskFile(BaseModel):
     choices: list[str] = []  # multiple_choice: the columns with a row's choices
     right: str = ""  # multiple_choice: the one of them that is right in every row, which then are put in another order; empty: `label` names it
     scale: bool = False  # classification: labels are steps, in their order: how far answers are off is told besides
-    passage: str = ""  # extraction: the one of `text` that answers are spans of
+    passage: str = ""  # extraction: the one of `text` that answers are spans of; of tagging its only one
     start: str = ""  # extraction: the column with an answer's first character in its passage, from 0; empty: where it stands first
-    longest: int = Field(10, ge=1)  # extraction: words of the longest span that is given as an answer
-    unanswerable: str = ""  # extraction: what is written where there is no answer; empty: there always is
+    longest: int = Field(10, ge=1)  # extraction, tagging: words of the longest span that is given as an answer
+    unanswerable: str = ""  # extraction, tagging: what is written where there is no answer; empty: there always is
     label: str = "label"
     separator: str = Field("|", min_length=1)  # multi_label: between the labels of a row
     labels: list[str] = Field(min_length=1)  # in the order of their indices; of choices what `label` calls them (else by their columns)
@@ -105,7 +105,7 @@ class TaskFile(BaseModel):
     evaluation: dict[str, EvaluationSet] = Field(min_length=1)
     checksums: dict[str, str] = {}  # file -> SHA-256
     patterns: dict[str, str] = Field(min_length=1)
-    questions: dict[str, str] = {}  # multi_label: what is asked behind the pattern, a question a label
+    questions: dict[str, str] = {}  # multi_label, tagging: what is asked behind the pattern, a question a label
     label_words: dict[str, dict[str, str]]  # a word for each label; of questions for "no" and "yes"; of choices and spans none
     instruction: str = ""  # what a teacher may be told; {a label} stands for its word
 
@@ -147,7 +147,9 @@ class TaskFile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _spans_have_no_labels(cls, content: Any) -> Any:
-        """A row of spans has an answer, or, where that is possible, none."""
+        """A row of spans has an answer, or, where that is possible, none; of tagging, its text is the passage."""
+        if isinstance(content, dict) and content.get("kind") == "tagging" and isinstance(content.get("text"), list) and "passage" not in content:
+            return {"label_words": {}} | content | {"passage": "".join(map(str, content["text"][:1]))}
         if not isinstance(content, dict) or content.get("kind") != "extraction":
             return content
         for key in ("labels", "label_words"):
@@ -175,10 +177,11 @@ class TaskFile(BaseModel):
         for name, words in self.label_words.items():
             if set(words) != set(self.answers):
                 raise ValueError(f"label_words.{name}: a word for each of {self.answers} is wanted, not {words}")
-        for key in (key for kind, keys in OWN_KEYS.items() if kind != self.kind for key in keys):
+        for key in {key for keys in OWN_KEYS.values() for key in keys} - set(OWN_KEYS.get(self.kind, ())):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: goes with kind: {next(kind for kind, keys in OWN_KEYS.items() if key in keys)}")
-        own = {"multi_label": self._asks_for_each_label, "multiple_choice": self._has_choices, "extraction": self._has_a_passage}
+        own = {"multi_label": self._asks_for_each_label, "multiple_choice": self._has_choices, "extraction": self._has_a_passage,
+               "tagging": self._has_words}
         own.get(self.kind, lambda: None)()
         if len(self.labels) < 2 and not self.passage:
             raise ValueError(f"labels: two at least are wanted, not {self.labels}")
@@ -225,6 +228,14 @@ class TaskFile(BaseModel):
         for name, pattern in self.patterns.items():
             if not pattern.endswith(f"{{{CHOICE}}}") or fields(pattern).count(CHOICE) > 1:
                 raise ValueError(f"patterns.{name}: {pattern!r} does not end with {{{CHOICE}}}, which stands there once")
+
+    def _has_words(self) -> None:
+        if len(self.text) > 1 or self.label_words:
+            raise ValueError("text: one column of words is wanted" if len(self.text) > 1 else "label_words: there are none of spans")
+        if not self.unanswerable:
+            raise ValueError("unanswerable: is wanted: what is written where there is no such entity")
+        self._asks_for_each_label()
+        self._has_a_passage()
 
     def _has_a_passage(self) -> None:
         if self.passage not in self.text:
