@@ -116,7 +116,8 @@ def test_no_data_row_of_the_real_sets_is_committed(real_data):
         return re.findall(r"[a-z0-9]+", re.sub(r"\\[nrt\"]|<[^>]*>", " ", text.lower()))
 
     fields = {field for file in Path(real_data).glob("*/*.tsv") for line in file.read_text().splitlines()[1:] for field in line.split("\t")}
-    begins = {tuple(words(field)[:6]) for field in fields if len(field) > 25 and " " in field}  # labels stand in task files
+    tags = re.compile(r"(O|[BI]-\w+)( (O|[BI]-\w+))*")  # are no text
+    begins = {tuple(words(field)[:6]) for field in fields if len(field) > 25 and " " in field and not tags.fullmatch(field)}
     lengths = {len(begin) for begin in begins if len(begin) > 2}  # one or two long words are no sentence
     assert len(begins) > 20_000
     for path in tracked():
