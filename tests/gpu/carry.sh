@@ -1,7 +1,7 @@
 #!/bin/bash
 # Gathers what a machine without a package index lacks, in parts that each fit into one transfer:
 #   tests/gpu/carry.sh FOLDER [MIB] [NAME ...]     MIB: a part's size (20); NAME: packages that are there already, besides torch and what it brings
-# FOLDER/part-1, part-2, …: the lock's wheels for Python 3.12 and the embedded model's GGUF, cut into pieces that check.sh puts together.
+# FOLDER/part-001, part-002, …: the lock's wheels for Python 3.12 and the embedded model's GGUF, cut into pieces that check.sh puts together.
 set -eu
 cd "$(dirname "$0")/../.."
 folder=$1 size=${2:-20} python=${PYTHON:-.venv/bin/python}
@@ -28,7 +28,8 @@ done
 for piece in "$all"/*; do
     bytes=$(stat -c %s "$piece")
     if ((full + bytes > size * 1048576)); then part=$((part + 1)) full=0; fi
-    mkdir -p "$folder/part-$part" && mv "$piece" "$folder/part-$part/"
+    to=$folder/part-$(printf %03d "$part") # in the order in which the pieces are put together
+    mkdir -p "$to" && mv "$piece" "$to/"
     full=$((full + bytes))
 done
 du -sh "$folder"/part-*

@@ -35,7 +35,6 @@ from tests.benchmarks.stepping import Stepped  # noqa: E402
 
 LOGITS = {"float32": 1e-4, "bfloat16": 2e-2}  # by which one device's may differ from the other's
 EQUAL = 0.99  # of the predictions
-STEPS = 20
 
 
 def row(step: str, case: str, figure: str, wanted: str = "", reached: bool | None = None) -> None:
@@ -135,7 +134,7 @@ def speed(device: str, scratch: Path, case: str) -> None:
     backbone = load_backbone(model_for(device, case, scratch), device)
     inputs = workloads.inputs(workloads.texts("mnli", 32, workloads.vocabulary(backbone)))
     stepped = Stepped(backbone, Classifier(backbone, 2, 0), inputs)
-    seconds = _timed(device, lambda: stepped.step(list(range(32))), STEPS)
+    seconds = _timed(device, lambda: stepped.step(list(range(32))), 20 if device == "cuda" else 1)
     operations = 6 * (backbone.parameters() - backbone.embeddings()) * inputs.tokens / seconds
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     row("speed", f"{case}, a step of 32 texts, {backbone.precision}", f"{1000 * seconds:.1f} ms, {inputs.tokens / seconds:,.0f} tokens a second, "
@@ -151,13 +150,13 @@ def _peak(device: str) -> float:
 
 
 def _timed(device: str, job, times: int) -> float:
-    """Seconds of one, on average, after three that do not count."""
-    for i in range(3 + times):
-        if i == 3:
-            torch.cuda.synchronize() if device == "cuda" else None
-            begun = time.perf_counter()
+    """Seconds of one, on average, after two that do not count."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    job(), job(), wait()
+    begun = time.perf_counter()
+    for _ in range(times):
         job()
-    torch.cuda.synchronize() if device == "cuda" else None
+    wait()
     return (time.perf_counter() - begun) / times
 
 
