@@ -45,8 +45,8 @@ def finds(make_task):
 
 
 def test_a_row_has_the_entities_of_the_types_that_are_asked_for(make_task):
-    task = load_task(make_task("In 1901 Anna Lund met Ida in Old Riga .\tO B-year B-person I-person O B-person O B-place I-place O\n"
-                               "Anna Ida .\tB-person B-person O\nNobody .\tO O\n"))
+    task = load_task(make_task("In 1901 Anna Lund met Ida in Old Riga .\tO B-year B-human I-human O B-human O B-spot I-spot O\n"
+                               "Anna Ida .\tB-human B-human O\nNobody .\tO O\n"))
     assert [label.entities for label in task.pool["label"]] == [((2, 4, 0), (5, 6, 0), (7, 9, 1)), ((0, 1, 0), (1, 2, 0)), ()]
     first, second, _ = task.pool["label"]
     assert first.texts(0) == ["Anna Lund", "Ida"] and first.texts(1) == ["Old Riga"] and KIND.counts(task.pool, 2).tolist() == [4, 1]
@@ -54,17 +54,17 @@ def test_a_row_has_the_entities_of_the_types_that_are_asked_for(make_task):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"rows": "Anna met Ida .\tB-person O B-person\n"}, r"finds.pool.tsv: tags: 3 tags for 4 words in row 0 \(line 2\)$"),
-    ({"rows": "Anna .\tB-person O\nAnna .\tI-person O\n"}, r"pool.tsv: tags: 'I-person' of word 0 breaks BIO: it follows 'O' in row 1 \(line 3\)$"),
-    ({"rows": "Anna Riga\tB-person I-place\n"}, "'I-place' of word 1 breaks BIO: it follows 'B-person' in row 0"),
-    ({"rows": "Anna .\tB-persn O\n"}, "'B-persn' of word 0 is no tag: O, or B- or I- and one of person, place is wanted in row 0"),
-    ({"rows": "Anna .\tperson O\n"}, "'person' of word 0 is no tag"),
-    ({"rows": "Anna  met .\tB-person O O O\n"}, "words are not parted by single spaces in row 0"),
-    ({"rows": "Anna .\tB-person O\n"}, "finds: pool: no row of the label 'place' is there"),
+    ({"rows": "Anna met Ida .\tB-human O B-human\n"}, r"finds.pool.tsv: tags: 3 tags for 4 words in row 0 \(line 2\)$"),
+    ({"rows": "Anna .\tB-human O\nAnna .\tI-human O\n"}, r"pool.tsv: tags: 'I-human' of word 0 breaks BIO: it follows 'O' in row 1 \(line 3\)$"),
+    ({"rows": "Anna Riga\tB-human I-spot\n"}, "'I-spot' of word 1 breaks BIO: it follows 'B-human' in row 0"),
+    ({"rows": "Anna .\tB-persn O\n"}, "'B-persn' of word 0 is no tag: O, or B- or I- and one of human, spot is wanted in row 0"),
+    ({"rows": "Anna .\thuman O\n"}, "'human' of word 0 is no tag"),
+    ({"rows": "Anna  met .\tB-human O O O\n"}, "words are not parted by single spaces in row 0"),
+    ({"rows": "Anna .\tB-human O\n"}, "finds: pool: no row of the label 'spot' is there"),
     ({"label": "tag"}, "column 'tag' is missing .did you mean \"tags\""),
-    ({"questions": {"person": "?"}}, "questions: there is none for the label 'place'"),
+    ({"questions": {"human": "?"}}, "questions: there is none for the label 'spot'"),
     ({"unanswerable": None}, "unanswerable: is wanted"), ({"start": "x"}, "start: goes with kind: extraction"),
-    ({"label_words": {"x": {"person": " a", "place": " b"}}}, "label_words: there are none of spans"),
+    ({"label_words": {"x": {"human": " a", "spot": " b"}}}, "label_words: there are none of spans"),
 ])
 def test_a_faulty_task_is_told_by_file_row_and_what_is_wrong(make_task, changes, message):
     with pytest.raises(BadInput, match=message) as found:
@@ -206,9 +206,9 @@ def test_results_are_entity_f1_by_its_name_and_predictions_have_places_and_no_te
     assert headline(trials)[0].startswith("**entity F1 ")
     kept = predictions(finds, answers, 0)
     assert list(kept)[3:] == ["label", "prediction", "logit_log_probability"]
-    assert kept["label"].str.fullmatch(r"(\d+:\d+ (person|place)(\|(?!$)|$))*").all()
+    assert kept["label"].str.fullmatch(r"(\d+:\d+ (human|spot)(\|(?!$)|$))*").all()
     told = mistakes.confusions(kept, finds.labels, KIND)
-    assert set(told["label"]) == {"person", "place"} and set(told["taken for"]) == {"no entity"}
+    assert set(told["label"]) == {"human", "spot"} and set(told["taken for"]) == {"no entity"}
     assert len(mistakes.wrong_rows(kept, finds.labels, KIND)) == (kept["label"] != kept["prediction"]).sum()
 
 
@@ -236,7 +236,7 @@ def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, make_task
 
 
 def test_another_tasks_rows_are_asked_as_ones_own_are(finds, make_task, tmp_path):
-    changes = {"name": "others", "unanswerable": " nobody", "questions": {"person": "?", "place": "!"}}
+    changes = {"name": "others", "unanswerable": " nobody", "questions": {"human": "?", "spot": "!"}}
     other = toys.remade(tmp_path / "other", FINDS, toys.tables_of_tags(), **changes)
     task = load_task(make_task(), "", 5, [other])
     assert {label.questions for label in task.evaluation["others.ship"]["label"]} == {label.questions for label in task.pool["label"]}

@@ -111,14 +111,14 @@ def tables_of_stories(without: float = 0.0) -> dict[str, str]:
     return {name: "\n".join(["question\tstory\tanswer\tbegins", *map("\t".join, stories(*how, without))]) + "\n" for name, how in asked.items()}
 
 
-NAMED = {"in": {"person": ["Anna", "Boris Lund", "Mrs. Ode"], "place": ["Riga", "the Old Market", "Port Said"], "year": ["1901", "1956"]},
-         "out": {"person": ["Ida", "Captain Flint"], "place": ["the Lower Deck", "Malta"], "year": ["1712", "1807"]}}
+NAMED = {"in": {"human": ["Anna", "Boris Lund", "Mrs. Ode"], "spot": ["Riga", "the Old Market", "Port Said"], "year": ["1901", "1956"]},
+         "out": {"human": ["Ida", "Captain Flint"], "spot": ["the Lower Deck", "Malta"], "year": ["1712", "1807"]}}
 
 
 def finds(domain: str, count: int, seed: int) -> list[tuple[str, str]]:
     """Made-up rows, each another: words, and for each its tag: people and places, and years, which the task does not ask for."""
     stream, rows = np.random.default_rng(seed), {}
-    forms = ["{person} met {person} in {place} .", "In {year} , {person} left {place} for {place} .", "Nobody was there .", "{place} is far ."]
+    forms = ["{human} met {human} in {spot} .", "In {year} , {human} left {spot} for {spot} .", "Nobody was there .", "{spot} is far ."]
     while len(rows) < count:
         words, tags = [], []
         for word in str(stream.choice(forms, p=[0.4, 0.4, 0.1, 0.1])).split():
