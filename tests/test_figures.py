@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from synthetic import filled, make_study
-from toys import GRAMMAR
+from toys import GRAMMAR, REQUESTS, STORIES
 
 from lowres.analysis import collect, figures, plots, tables
 from lowres.methods import show
@@ -300,6 +301,15 @@ def test_training_curves_are_shown_with_their_words(monkeypatch):
     alt = shown[0][1]["metadata"]["image/png"]["alt"]
     assert alt == "Training loss against the optimizer step, 2 trials: from 0.70 to 0.15 in the mean; dotted: knowing nothing, 0.69."
     assert shown[0][0]["image/png"].startswith(b"\x89PNG") and shown[0][0]["text/plain"] == alt
+
+
+@pytest.mark.parametrize(("task", "answers"), [(GRAMMAR, 2), (REQUESTS, 2**4), (STORIES, None)])
+def test_the_loss_of_knowing_nothing_is_that_of_all_answers_that_a_row_may_have(task, answers):
+    parameters = SimpleNamespace(model="m", task=task, shots=16)
+    run = SimpleNamespace(method="vanilla", variant="", parameters=parameters)
+    [drawn] = figures.training_figures(SimpleNamespace(runs=[(run, [{"losses": [2.0, 1.0]}, {"losses": [3.0, 1.5]}])]))
+    levels = [line.get_ydata()[0] for line in drawn.figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert levels == ([] if answers is None else [pytest.approx(np.log(answers))])
 
 
 def test_models_of_one_name_in_two_folders_have_figures_of_their_own():

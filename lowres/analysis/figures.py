@@ -17,7 +17,8 @@ from lowres.analysis.collect import Collected
 from lowres.analysis.plots import DOMAINS, PUBLISHED, YARDSTICK, Picture, counted, plain
 from lowres.analysis.tables import at_most_shots, most_shots, of_machines
 from lowres.runs.summary import RUN, interval, score_name
-from lowres.tasks.task_file import read_task
+from lowres.tasks.kinds import KINDS
+from lowres.tasks.task_file import TaskFile, read_task
 
 NUMBERS = {"vanilla": "Figure 2 of the paper drawn anew", "pbft": "Figure 3 of the paper drawn anew", "adaptive": "Figure 4 of the paper drawn anew",
            "lora": "Figure 5 of the paper drawn anew", "distillation": "Context distillation", "in_context": "In-context learning (not in the paper)"}
@@ -196,7 +197,7 @@ def training_figures(found: Collected) -> list[Picture]:
     """Training loss, mean over seeds, at the most shots: a panel a model and task, a line a method and variant."""
     lines = [
         {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task, "shots": run.parameters.shots,
-         "loss": trial["losses"], "steps": min(len(other["losses"]) for other in trials), "labels": len(read_task(run.parameters.task).labels)}
+         "loss": trial["losses"], "steps": min(len(other["losses"]) for other in trials), "options": _options(read_task(run.parameters.task))}
         for run, trials in found.runs for trial in trials if trial["losses"]
     ]
     if not lines:
@@ -209,12 +210,18 @@ def training_figures(found: Collected) -> list[Picture]:
     grid = plots.facets(steps, plots.styles(table["line"]))
     grid.map_dataframe(sns.lineplot, x="done", y="loss", errorbar=None, markevery=0.2, legend=False)
     for panel, here in table.groupby("panel"):
-        grid.axes_dict[panel].axhline(np.log(here["labels"].iloc[0]), label="knowing nothing, log(labels)", **YARDSTICK)
+        if options := here["options"].iloc[0]:
+            grid.axes_dict[panel].axhline(np.log(options), label="knowing nothing, log(answers)", **YARDSTICK)
     grid.set_axis_labels("part of the training, %", "training loss")
     alt = (f"Training loss against the part of the training done, mean of {count} trials a line; dotted: the cross-entropy of knowing nothing. "
            "Losses over the vocabulary and distillation's are other losses, and compare only with themselves."
            + "".join(f" {task}, {model}: {absent}" for (model, task), _, absent in places if absent))
     return [plots.finished(grid, "training", f"Training loss, mean of {count} trials a line", alt)]
+
+
+def _options(task: TaskFile) -> int:
+    """How many answers a row may have; 0 where that is another number for each row."""
+    return KINDS[task.kind].options(len(task.labels))
 
 
 COSTS = {"seconds": "seconds a trial", "memory": "peak memory, GB", "trainable": "trained parameters"}
