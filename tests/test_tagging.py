@@ -24,7 +24,8 @@ from lowres.runs.summary import headline, results
 from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw
-from lowres.tasks.spans import Passage, Tagged, entities
+from lowres.tasks.spans import Passage
+from lowres.tasks.tags import Tagged, entities
 
 pytestmark = pytest.mark.usefixtures("forking")
 KIND = KINDS["tagging"]

@@ -15,7 +15,7 @@ from lowres.files import BadInput
 from lowres.models.batches import lay, pack, read
 from lowres.models.heads import of_its_tokens
 from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, tokens_after_text, unconditional
-from lowres.tasks.spans import Tagged
+from lowres.tasks.tags import Tagged
 
 if TYPE_CHECKING:
     import pandas as pd

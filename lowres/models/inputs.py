@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowres.files import BadInput
-from lowres.tasks.spans import Answer, Passage, Tagged
+from lowres.tasks.spans import Answer, Passage
+from lowres.tasks.tags import Tagged
 from lowres.tasks.task_file import CHOICE, PLACE, choice_columns, fields, filled
 
 if TYPE_CHECKING:

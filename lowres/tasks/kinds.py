@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowres.files import BadInput, near
-from lowres.tasks.spans import Answer, Extraction, Tagged, Tagging
+from lowres.tasks.spans import Answer, Extraction
+from lowres.tasks.tags import Tagged, Tagging
 from lowres.tasks.task_file import choice_columns
 
 if TYPE_CHECKING:
