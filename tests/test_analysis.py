@@ -162,6 +162,19 @@ def test_an_accuracys_interval_ends_where_accuracies_end():
     assert (line["low"], line["high"]) == (0, 1), "Student's own would be -0.43 to 1.48"
 
 
+def test_what_one_kind_of_task_has_and_another_has_not_is_left_empty_beside_it():
+    labels = {"set": "labels", "accuracy": [0.7, 0.8], "constant": 0.5, "mcc": [0.2, 0.3], "untrained": 0.6, "untrained_mcc": 0.1,
+              "macro_f1": [0.6, 0.7], "uneven": True, "constant_macro_f1": 0.3}
+    spans = {"set": "spans", "accuracy": [0.3, 0.4], "constant": 0.1, "mcc": np.nan, "untrained": 0.2, "untrained_mcc": np.nan,
+             "exact_match": [0.2, 0.3]}
+    common = {"domain": "in", "n": 100, "seed": [0, 1], "commonest_prediction": 0.5, "outcome": ["a", "b"], "seconds": 1.0}
+    table = pd.concat([pd.DataFrame({**common, **one}) for one in (labels, spans)], ignore_index=True)
+    shown = summary.printable(summary.summary(table, ["set", "domain"]))
+    assert not shown.astype(str).apply(lambda column: column.str.contains("nan")).any(axis=None)
+    assert shown["untrained, % (MCC)"].tolist() == ["60.0 (0.100)", "20.0"] and shown["exact match, %"].tolist() == ["", "25.0"]
+    assert shown["MCC [95 %]"].tolist()[1] == "" and shown["macro-F1, %"].tolist() == ["65.0", ""]
+
+
 def test_answers_that_tell_the_labels_apart_are_seen_where_a_constant_is_right_more_often():
     # Right on 62 % of either label of a set of 69 to 31: accuracy 0.62, below the constant's 0.69; MCC 0.22.
     accuracy, mcc = np.array([0.61, 0.62, 0.63]), np.array([0.21, 0.22, 0.23])

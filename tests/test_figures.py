@@ -312,6 +312,13 @@ def test_the_loss_of_knowing_nothing_is_that_of_all_answers_that_a_row_may_have(
     assert levels == ([] if answers is None else [pytest.approx(np.log(answers))])
 
 
+def test_of_very_many_labels_the_sets_are_too_many_for_a_float_and_are_drawn_all_the_same(monkeypatch):
+    monkeypatch.setattr(figures, "_options", lambda task: 2**2000)
+    run = SimpleNamespace(method="vanilla", variant="", parameters=SimpleNamespace(model="m", task=REQUESTS, shots=16))
+    [drawn] = figures.training_figures(SimpleNamespace(runs=[(run, [{"losses": [2.0, 1.0]}])]))
+    assert [line.get_ydata()[0] for line in drawn.figure.axes[0].get_lines() if line.get_linestyle() == ":"] == [pytest.approx(2000 * np.log(2))]
+
+
 def test_models_of_one_name_in_two_folders_have_figures_of_their_own():
     names = {plots.file_name("shots", "cola", model) for model in ("a/x", "b/x", "x")}
     assert len(names) == 3 and "shots-cola-x" in names and not any("/" in name for name in names)

@@ -15,6 +15,8 @@ from lowres.files import BadInput
 from lowres.runs import keep
 from lowres.runs.keep import predict_file
 from lowres.runs.study import read_study, select
+from lowres.tasks.load import load_task
+from lowres.tasks.shots import draw
 from lowres.tasks.table import read_table
 
 pytestmark = pytest.mark.usefixtures("forking")
@@ -87,6 +89,9 @@ def test_a_baseline_is_kept_as_plain_arrays_and_answers_as_its_trial_did(study, 
 
 def test_classifiers_of_several_labels_are_kept_and_give_each_text_all_that_are_likelier_than_not(tmp_path, tiny_llama):
     study = executed(tmp_path, tiny_llama, REQUESTS, [{"method": "vanilla"}, {"method": "baselines", "set": {"classifier": "tfidf"}}])
+    changed, rows = keep._all_rows(study.runs[0], {"seed": 3, "seconds": {"train": 1.0}}, lambda line: None)
+    pool = load_task(REQUESTS).pool
+    assert rows == len(pool) == len(draw(pool, changed["shots"], 3, changed["uneven"])), "all rows are all of them"
     for number, run in enumerate(study.runs):
         place, said = keep.keep(study, run, None, str(tmp_path / f"kept{number}"))
         assert "evaluation rows the labels that the trial gave them" in said and "They are those of the study's records" in said

@@ -176,6 +176,28 @@ def test_a_column_of_labels_is_found_by_its_labels_however_many_ways_they_are_jo
     assert "label: tags (several a row" in said[0]
 
 
+def test_lists_are_several_labels_a_row_though_each_has_one(project):
+    (project / "rows.jsonl").write_text("".join(json.dumps({"text": text, "tags": [("x", "y")[i % 2]] if i % 5 else []}) + "\n"
+                                                for i, text in enumerate(TOPICS["text"])))
+    _, said = new("topics", str(project / "rows.jsonl"))
+    assert "several a row, or none" in said[0] and "12 rows have no label: none is right" in said[1]
+    assert load_task("topics").kind.name == "multi_label"
+
+
+def test_a_label_is_counted_once_a_row_and_labels_that_sound_alike_are_asked_for_by_their_names(project):
+    cells = ["C++;C++", "C#", "C++;C#", ""] * 15
+    _, said = made(project, TOPICS.assign(tags=cells), name="topics")
+    assert "C++ 30, C# 30" in said[0]
+    questions = load_task("topics").file.questions
+    assert questions == {"C++": "\nIs it about C++?", "C#": "\nIs it about C#?"}
+
+
+def test_a_label_with_a_bar_in_it_is_refused_where_several_stand_in_a_row(project):
+    with pytest.raises(BadInput, match=r"tags: 'a\|x' has a bar in it, which is written between labels: ',' was taken"):
+        made(project, TOPICS.assign(tags=["a|x,b", "b,c", "a|x"] * 20), name="topics", separator=",")
+    assert not [path for path in (project / "parameters").glob("[ts]*/*")]
+
+
 def test_a_mark_that_stands_in_one_label_joins_no_labels(project):
     made(project, ROWS.replace({"praise": "good; really"}))
     assert load_task("guests").kind.name == "classification" and "good; really" in load_task("guests").labels

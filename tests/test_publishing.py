@@ -13,14 +13,15 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from markupsafe import Markup
 from site_study import write_notebooks
 from synthetic import METHODS, fill, make_study
 
 from lowres.files import ROOT, BadInput, write_whole
 from lowres.runs.execute import analysis_mark
 from lowres.runs.study import Study, read_study
-from lowres.site.publish import Site, _put_in_place, _sweep, publish
-from lowres.site.render import clean, markdown
+from lowres.site.publish import Site, _pictures_apart, _put_in_place, _sweep, publish
+from lowres.site.render import Body, clean, markdown
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -196,6 +197,12 @@ def test_pictures_are_files_beside_their_page_and_each_is_written_once(tmp_path)
     assert sources == {file.name for file in folder.glob("*.png")} and len(sources) == 1 and "data:image" not in page
     kept = nbformat.read(study.runs[0].folder / "run.ipynb", 4).cells[1].outputs[2]["data"]["image/png"]
     assert (folder / sources.pop()).read_bytes() == base64.b64decode(kept)
+
+
+def test_what_is_no_picture_stays_in_its_page(tmp_path):
+    body = Body(Markup('<img src="data:image/png;base64,left out: 12 MB"><img src="data:image/png;base64,aGk=\n">'), [])
+    assert _pictures_apart(body, tmp_path).html.startswith('<img src="data:image/png;base64,left out: 12 MB"><img src="')
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"hi"]
 
 
 def test_of_many_runs_each_grid_has_a_page_whose_links_lead_to_the_notebooks(tmp_path, monkeypatch):

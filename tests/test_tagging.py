@@ -61,6 +61,7 @@ def test_a_row_has_the_entities_of_the_types_that_are_asked_for(make_task):
     ({"rows": "Anna .\tB-persn O\n"}, "'B-persn' of word 0 is no tag: O, or B- or I- and one of human, spot is wanted in row 0"),
     ({"rows": "Anna .\thuman O\n"}, "'human' of word 0 is no tag"),
     ({"rows": "Anna  met .\tB-human O O O\n"}, "words are not parted by single spaces in row 0"),
+    ({"rows": "Anna met\u00a0Ida .\tB-human O O\n"}, "words are not parted by single spaces in row 0"),
     ({"rows": "Anna .\tB-human O\n"}, "finds: pool: no row of the label 'spot' is there"),
     ({"label": "tag"}, "column 'tag' is missing .did you mean \"tags\""),
     ({"questions": {"human": "?"}}, "questions: there is none for the label 'spot'"),

@@ -6,6 +6,8 @@ one a distinct published result. They are description: a setting has one or two 
 
 from __future__ import annotations
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -211,7 +213,7 @@ def training_figures(found: Collected) -> list[Picture]:
     grid.map_dataframe(sns.lineplot, x="done", y="loss", errorbar=None, markevery=0.2, legend=False)
     for panel, here in table.groupby("panel"):
         if options := here["options"].iloc[0]:
-            grid.axes_dict[panel].axhline(np.log(options), label="knowing nothing, log(answers)", **YARDSTICK)
+            grid.axes_dict[panel].axhline(math.log(options), label="knowing nothing, log(answers)", **YARDSTICK)
     grid.set_axis_labels("part of the training, %", "training loss")
     alt = (f"Training loss against the part of the training done, mean of {count} trials a line; dotted: the cross-entropy of knowing nothing. "
            "Losses over the vocabulary and distillation's are other losses, and compare only with themselves."

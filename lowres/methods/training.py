@@ -81,7 +81,7 @@ def train(backbone, head: nn.Module, inputs: Inputs, p, streams: Streams, groups
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             training.losses.append(loss)
-            training.tokens += batch.tokens + len(batch) * sum(map(len, head.branches))
+            training.tokens += (sum(map(len, batch.ids)) if head.everywhere else batch.tokens) + len(batch) * sum(map(len, head.branches))
     return training
 
 

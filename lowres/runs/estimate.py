@@ -83,7 +83,7 @@ class Rate:
 def sizes(model: str, task: str, data_dir: str, rows: int, also: tuple[str, ...], pattern: str, max_length: int, words: tuple[str, str]) -> Sizes:
     loaded, reader, shape = _loaded(task, data_dir, rows, also), without_weights(model), _shape(model)
     text, (name, score) = loaded.file.pattern(pattern), words
-    more = sum(behind(reader.tokenizer, loaded.file, loaded.file.words(name), score)) if score else 0
+    more = sum(behind(reader.tokenizer, loaded.file, loaded.file.words(name), score)) if score and not loaded.file.passage else 0
 
     def tokens(part) -> float:
         some = part.sample(min(len(part), SAMPLE), random_state=0)

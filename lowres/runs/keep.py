@@ -31,6 +31,7 @@ from lowres.runs.status import NOTEBOOKS, FingerprintInputs
 from lowres.runs.study import Run, Study
 from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import load_task, sha256
+from lowres.tasks.shots import draw
 from lowres.tasks.table import Table, pieces
 from lowres.tasks.task_file import TaskFile, read_task
 
@@ -118,12 +119,13 @@ def keep(study: Study, run: Run, seed: int | None = None, folder: str = "", all_
 def _all_rows(run: Run, trial: dict[str, Any], tell: Callable[[str], None]) -> tuple[dict[str, Any], int]:
     """The parameters that take every labelled row of the pool, and how many that are; says how long it will take."""
     p = run.parameters
-    labels = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate).pool["label"]
-    examples = p.shots * labels.nunique()
+    task = load_task(p.task, p.data_dir, p.evaluation_rows, p.also_evaluate)
+    rows, examples = len(task.pool), len(draw(task.pool, p.shots, trial["seed"], p.uneven))
     took = records.seconds_of(trial)
-    seconds = took + records.seconds_of(trial, records.TRAINING) * (len(labels) / examples - 1)
-    tell(f"trained on all {len(labels):,} labelled rows of the pool instead of {examples}: {time_text(seconds)}")
-    return {"shots": int(labels.value_counts().max()), "uneven": True}, len(labels)
+    seconds = took + records.seconds_of(trial, records.TRAINING) * (rows / examples - 1)
+    tell(f"trained on all {rows:,} labelled rows of the pool instead of {examples}: {time_text(seconds)}")
+    most = int(task.kind.counts(task.pool, len(task.labels)).max())
+    return {"shots": rows if task.kind.several else most, "uneven": True}, rows  # of several, a row without any is drawn once a round
 
 
 def _trial(run: Run, seed: int | None) -> dict[str, Any]:

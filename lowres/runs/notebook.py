@@ -195,7 +195,7 @@ class Run:
         seconds["other"] = seconds.pop("trial") - sum(value for key, value in self.meter.seconds.items() if key != "trial")
         if backbone.compiled:
             seconds["compile"] = self.meter.compiling()
-        evaluated_tokens = sum(inputs.tokens for inputs in evaluation.values())
+        evaluated_tokens = sum(sum(map(len, inputs.ids)) if inputs.answers else inputs.tokens for inputs in evaluation.values())
         training, read = outcome.training, outcome.read + self._behind() * sum(map(len, evaluation.values()))
         total, embedded = backbone.parameters(), backbone.embeddings()
         return {

@@ -221,7 +221,7 @@ def _places(statuses: list[Status]) -> dict[str, list[Status]]:
     places: dict[str, list[Status]] = {}
     for status in statuses:
         places.setdefault(f"{status.run.parameters.task}, {status.run.parameters.model}", []).append(status)
-    if len(statuses) <= MOST_CELLS:
+    if len(statuses) <= MOST_CELLS or len(places) == 1:
         return places
     return {f"{len(places)} tasks and models together; --only task=…,model=… shows one": statuses}
 

@@ -19,13 +19,13 @@ from typing import Any
 from distributed import Future, KilledWorker, as_completed
 
 from lowres import locks
-from lowres.files import located, shown
+from lowres.files import located, read_json, shown
 from lowres.runs import records
 from lowres.runs.cluster import PATIENCE, Cluster, default_workers, described_cluster, forking, given_cluster, own_cluster
 from lowres.runs.execute import Options, Result, execute, keep_failure
 from lowres.runs.process import NotebookResult, kill_kernels
 from lowres.runs.progress import Expected, Progress
-from lowres.runs.status import Status
+from lowres.runs.status import Status, failure_folder
 from lowres.runs.study import Run, Study
 
 ASK_AGAIN = 2.0  # seconds until a run that another process is at work on is asked for again
@@ -55,7 +55,9 @@ def run_study(
             workers = options.workers or default_workers()
             forked_by = forking(workers, start=len(todo) > workers) if options.here else ""
             with _cluster(study, todo, options, workers, folder) as cluster:
-                failed = frozenset(status.failure["when"] for status in statuses if status.failure)  # by no clock: it may be set back
+                # By no clock, which may be set back; and of runs, too, that are at work elsewhere and would be tried again if they broke off.
+                failures = (read_json(failure_folder(run) / "failure.json") for run in todo)
+                failed = frozenset(failure["when"] for failure in failures if failure)
                 options = replace(options, gpus=cluster.gpus, stop=shown(stop), failed_before=failed, forked_by=forked_by)
                 with Progress(study, statuses, todo, cluster.workers, tell, expected) as progress:
                     if find_spec("bokeh"):  # Dask has no dashboard without it

@@ -117,7 +117,8 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     numbers = ["metric", "accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "exact_match", "mcc",
                "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
     shown = table.drop(columns=[*numbers, *UNTRAINED, *STEPS], errors="ignore")
-    percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
+    percent = lambda value: "" if np.isnan(value) else f"{100 * value:.1f}"  # noqa: E731
+    third = lambda value: "" if np.isnan(value) else f"{value:.3f}"  # noqa: E731
     if table["uneven"].any():
         shown["macro-F1, % [95 % interval]"] = [percent(a) + ends(*few) for a, *few in table[["macro-F1", "f1 low", "f1 high"]].to_numpy(float)]
         shown["constant's, %"] = table["constant f1"].map(percent)
@@ -127,16 +128,16 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
     ]
     shown["constant, %"] = table["constant"].map(percent)
     if "untrained" in table and table["untrained"].notna().any():
-        shown["untrained, % (MCC)"] = ["" if np.isnan(a) else f"{percent(a)} ({mcc:.3f})" for a, mcc in table[UNTRAINED].to_numpy()]
+        shown["untrained, % (MCC)"] = [percent(a) + (f" ({third(mcc)})" if third(mcc) else "") for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)
     if "mean_error" in table:
         shown["off by, steps (constant)"] = ["" if np.isnan(own) else f"{own:.2f} ({constant:.2f})" for own, constant in table[STEPS].to_numpy()]
     if "exact_match" in table:  # several labels a row, or spans, of which there is no macro-F1
         if table["macro-F1"].notna().any():
             shown["macro-F1, %"] = table["macro-F1"].map(percent)
-        shown["exact match, %"] = table["exact_match"].map(percent, na_action="ignore").fillna("")
+        shown["exact match, %"] = table["exact_match"].map(percent)
     if table["mcc"].notna().any():
-        shown["MCC [95 %]"] = [f"{mean:.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
+        shown["MCC [95 %]"] = [third(mean) + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")
                                for mean, low, high in zip(table["mcc"], table["mcc low"], table["mcc high"])]
     several = "exact_match" in table and table["exact_match"].notna().all()
     shown["one answer, %" if several else "one label, %"] = table["one label"].map(percent)

@@ -7,6 +7,7 @@ finds a gap.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import html
 import os
@@ -192,7 +193,10 @@ class Site:
 def _pictures_apart(body: Body, folder: Path) -> Body:
     """A page whose pictures are files beside it: written into it, a large analysis' come to several megabytes."""
     def written(found: re.Match) -> str:
-        content = base64.b64decode(found[2])
+        try:
+            content = base64.b64decode("".join(found[2].split()), validate=True)
+        except binascii.Error:  # what a notebook has written there is no picture
+            return found[0]
         name = f"{hashlib.sha256(content).hexdigest()[:16]}.{found[1].removesuffix('+xml')}"
         (folder / name).write_bytes(content)
         return f'src="{name}"'

@@ -14,6 +14,7 @@ import pandas as pd
 import yaml
 
 from lowres.files import ROOT, BadInput, located, near, shown, write_whole
+from lowres.tasks.kinds import JOINED
 from lowres.tasks.load import text_key
 from lowres.tasks.table import Table, read_table
 
@@ -118,9 +119,13 @@ def _made(name: str, paths: list[Path], text: tuple, label: str, source: str, he
 def _labels(table: Table, column: str, separator: str) -> Labels:
     """Raises BadInput for too few or too many of them."""
     cells = table.text(column, separator or BETWEEN[0]).fillna("")
-    between = separator or next((mark for mark in BETWEEN if _recur(set(cells), mark)), "")
-    each = cells.map(lambda cell: [part.strip() for part in cell.split(between) if part.strip()] if between else [cell][: len(cell)])
+    lists = table.frame[column].map(lambda cell: isinstance(cell, list) or hasattr(cell, "tolist") and hasattr(cell, "__len__")).any()
+    between = separator or (BETWEEN[0] if lists else next((mark for mark in BETWEEN if _recur(set(cells), mark)), ""))
+    once = lambda cell: list(dict.fromkeys(part.strip() for part in cell.split(between) if part.strip()))  # noqa: E731
+    each = cells.map(once if between else lambda cell: [cell][: len(cell)])
     found = Labels(column, between, each)
+    if between and (barred := next((label for label in found.counts.index if JOINED in label), None)):
+        raise BadInput(f"{table.where}: {column}: {barred!r} has a bar in it, which is written between labels: {between!r} was taken to part them")
     if not 2 <= len(found.counts) <= MOST_LABELS:
         raise BadInput(f"{table.where}: {column}: has {len(found.counts)} different values, where 2 to {MOST_LABELS} labels are wanted: "
                        "name the column by --label")
@@ -153,7 +158,8 @@ def _patterns(head: str, labels: Labels) -> dict[str, str]:
 def _asked(names: list[str], several: bool, tokens_of: Callable[[str], list[int]]) -> tuple[dict, str, str]:
     """The task's label words, and of several labels a row its questions; which kind of words they are; and what is to be said of it."""
     if several:
-        questions = {value: f"\nIs it about {_spoken(value)}?" for value in names}
+        spoken = Counter(map(_spoken, names))
+        questions = {value: f"\nIs it about {_spoken(value) if spoken[_spoken(value)] == 1 else value}?" for value in names}
         return {"questions": questions, "label_words": {"yes_no": {"no": " No", "yes": " Yes"}}}, "questions", \
             f"each label is asked for by a question, {questions[names[0]].strip()!r} (better ones may be written into the file)"
     words, kind = _words(names, tokens_of)

@@ -105,7 +105,7 @@ class Extraction:
             where = lambda row=row: f"in {table.place(row)}"  # noqa: E731
             if not answer and not spec.unanswerable:
                 raise BadInput(f"{table.where}: {spec.label}: is empty {where()}: a task with rows without an answer has the key unanswerable")
-            if answer and spec.start and not re.fullmatch(r"\d+", start):
+            if answer and spec.start and not re.fullmatch(r"\d{1,9}", start):
                 raise BadInput(f"{table.where}: {spec.start}: {start!r} {where()} is no number of a character")
             first = int(start) if answer and spec.start else text.find(answer)
             if first < 0 or text[first : first + len(answer)] != answer:

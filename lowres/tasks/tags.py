@@ -160,8 +160,10 @@ class Tagging(Extraction):
 def _read(said: str, text: str, names: dict[str, str | None], labels: list[str]) -> tuple[tuple[int, int, int], ...]:
     """A row's entities. Raises ValueError with what is wrong with its tags."""
     words, tags = text.split(" "), said.split(" ")
-    if len(words) != len(tags) or not all(words):
-        raise ValueError(f"{len(tags)} tags for {len(words)} words" if all(words) else "words are not parted by single spaces")
+    if words != re.findall(r"\S+", text):
+        raise ValueError("words are not parted by single spaces")
+    if len(words) != len(tags):
+        raise ValueError(f"{len(tags)} tags for {len(words)} words")
     found, last = [], "O"
     for i, tag in enumerate(tags):
         kind = tag[2:]

@@ -127,7 +127,8 @@ class TaskFile(BaseModel):
             return content
         named = lambda text: text.replace("{label}", f"{{label{OF_USER}}}") if isinstance(text, str) else text  # noqa: E731
         patterns = {name: named(text) for name, text in (content.get("patterns") or {}).items()}
-        return content | {"text": [f"label{OF_USER}" if name == "label" else name for name in content["text"]], "patterns": patterns}
+        passage = {"passage": f"label{OF_USER}"} if content.get("passage") == "label" else {}
+        return content | passage | {"text": [f"label{OF_USER}" if name == "label" else name for name in content["text"]], "patterns": patterns}
 
     @model_validator(mode="before")
     @classmethod
@@ -177,9 +178,9 @@ class TaskFile(BaseModel):
         for name, words in self.label_words.items():
             if set(words) != set(self.answers):
                 raise ValueError(f"label_words.{name}: a word for each of {self.answers} is wanted, not {words}")
-        for key in {key for keys in OWN_KEYS.values() for key in keys} - set(OWN_KEYS.get(self.kind, ())):
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: goes with kind: {next(kind for kind, keys in OWN_KEYS.items() if key in keys)}")
+        for key in dict.fromkeys(key for keys in OWN_KEYS.values() for key in keys):
+            if key not in OWN_KEYS.get(self.kind, ()) and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: goes with kind: {' or '.join(kind for kind, keys in OWN_KEYS.items() if key in keys)}")
         own = {"multi_label": self._asks_for_each_label, "multiple_choice": self._has_choices, "extraction": self._has_a_passage,
                "tagging": self._has_words}
         own.get(self.kind, lambda: None)()
@@ -240,6 +241,8 @@ class TaskFile(BaseModel):
     def _has_a_passage(self) -> None:
         if self.passage not in self.text:
             raise ValueError(f"passage: {self.passage!r} is no text column{near(self.passage, self.text)}")
+        if self.kind == "extraction" and any(source.relabel for source in (self, self.pool, *self.evaluation.values())):
+            raise ValueError("relabel: spans stand for themselves, and no value becomes another")
         for name, pattern in self.patterns.items():
             if fields(pattern).count(self.passage) > 1:
                 raise ValueError(f"patterns.{name}: {pattern!r} has the passage twice: where its spans stand would be open")
