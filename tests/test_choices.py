@@ -9,7 +9,7 @@ import torch
 import toys
 from conftest import backbone_of
 from test_notebooks import execute
-from toys import REQUESTS, USES
+from toys import REQUESTS, USES, trained_on, up_projection
 
 from lowres.files import ROOT, BadInput
 from lowres.methods.evaluation import evaluated, predict, predictions
@@ -170,16 +170,8 @@ def test_pairs_without_anything_in_front_are_scored_from_their_first_token(tiny_
 @pytest.mark.parametrize("score", ["sum", "mean", "character"])
 def test_choices_train_as_if_each_string_stood_alone(tiny_llama, uses, score):
     backbone, shots, pattern = backbone_of(tiny_llama), uses.pool.head(6), uses.file.pattern("")
-    weight = lambda: backbone.model.model.layers[0].mlp.up_proj.weight
     inputs, head = encode(backbone, shots, pattern, 96), word_head(backbone, uses.file, [], score=score)
-    backbone.model.eval()
-    ours = 0.0
-    for rows in pack(inputs.ids, choices=inputs.choices, budget=150):
-        part = head.loss(read(backbone, rows), inputs.labels[rows.texts])
-        part.backward()
-        ours += part.item()
-    gradient = weight().grad.clone()
-    backbone.model.zero_grad()
+    ours, gradient = trained_on(backbone, head, inputs, pack(inputs.ids, choices=inputs.choices, budget=150))
     theirs = 0.0
     for _, row in shots.iterrows():
         each = [log_probabilities(backbone, ids, begin) for ids, begin in told(backbone, pattern, row, " ")]
@@ -189,7 +181,7 @@ def test_choices_train_as_if_each_string_stood_alone(tiny_llama, uses, score):
         loss.backward()
         theirs += loss.item()
     assert ours == pytest.approx(theirs, rel=1e-4)
-    torch.testing.assert_close(gradient, weight().grad, atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(gradient, up_projection(backbone).grad, atol=2e-5, rtol=1e-3)
 
 
 def test_a_new_head_scores_each_choices_last_state_by_one_vector(tiny_model, uses):

@@ -9,7 +9,7 @@ import torch
 import toys
 from conftest import backbone_of
 from test_notebooks import execute
-from toys import REQUESTS, STORIES
+from toys import REQUESTS, STORIES, trained_on, up_projection
 from transformers import AutoModelForQuestionAnswering
 
 from lowres.files import ROOT, BadInput
@@ -215,15 +215,8 @@ def test_a_search_that_stops_early_finds_what_a_whole_one_does(tiny_llama, stori
 
 def test_an_answer_trains_as_if_its_string_stood_alone(tiny_llama, stories):
     backbone, shots, pattern = backbone_of(tiny_llama), stories.pool.head(5), stories.file.pattern("")
-    weight = lambda: backbone.model.model.layers[0].mlp.up_proj.weight
-    inputs, head, ours = encode(backbone, shots, pattern, 200), word_head(backbone, stories.file, []), 0.0
-    backbone.model.eval()
-    for rows in lay(head, inputs, budget=250):
-        part = head.loss(read(backbone, rows), inputs.labels[rows.texts])
-        part.backward()
-        ours += part.item()
-    gradient = weight().grad.clone()
-    backbone.model.zero_grad()
+    inputs, head = encode(backbone, shots, pattern, 200), word_head(backbone, stories.file, [])
+    ours, gradient = trained_on(backbone, head, inputs, lay(head, inputs, budget=250))
     theirs = 0.0
     for _, row in shots.iterrows():
         ids, tokens = asked(backbone, pattern, row), behind(backbone, f" {row['label'].text}\n")
@@ -232,7 +225,7 @@ def test_an_answer_trains_as_if_its_string_stood_alone(tiny_llama, stories):
         loss.backward()
         theirs += loss.item()
     assert ours == pytest.approx(theirs, rel=1e-4)
-    torch.testing.assert_close(gradient, weight().grad, atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(gradient, up_projection(backbone).grad, atol=2e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_opt"])

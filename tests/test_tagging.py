@@ -9,7 +9,7 @@ import toys
 from conftest import backbone_of
 from test_extraction import behind, written
 from test_notebooks import execute
-from toys import FINDS
+from toys import FINDS, trained_on, up_projection
 from transformers import AutoModelForTokenClassification
 
 from lowres.files import ROOT, BadInput
@@ -138,15 +138,8 @@ def lists(label: Tagged, kind: int) -> list[str]:
 
 def test_entities_train_as_if_each_types_list_stood_alone_behind_its_question(tiny_llama, finds):
     backbone, shots, pattern = backbone_of(tiny_llama), finds.pool.head(4), finds.file.pattern("")
-    weight = lambda: backbone.model.model.layers[0].mlp.up_proj.weight
-    inputs, head, ours = encode(backbone, shots, pattern, 128), word_head(backbone, finds.file, []), 0.0
-    backbone.model.eval()
-    for rows in lay(head, inputs, budget=200):
-        part = head.loss(read(backbone, rows), inputs.labels[rows.texts])
-        part.backward()
-        ours += part.item()
-    gradient = weight().grad.clone()
-    backbone.model.zero_grad()
+    inputs, head = encode(backbone, shots, pattern, 128), word_head(backbone, finds.file, [])
+    ours, gradient = trained_on(backbone, head, inputs, lay(head, inputs, budget=200))
     theirs = 0.0
     for ids, label in zip(inputs.ids, shots["label"]):
         for kind, question in enumerate(label.questions):
@@ -157,7 +150,7 @@ def test_entities_train_as_if_each_types_list_stood_alone_behind_its_question(ti
             loss.backward()
             theirs += loss.item()
     assert ours == pytest.approx(theirs, rel=1e-4)
-    torch.testing.assert_close(gradient, weight().grad, atol=2e-5, rtol=1e-3)
+    torch.testing.assert_close(gradient, up_projection(backbone).grad, atol=2e-5, rtol=1e-3)
 
 
 def test_each_listed_entity_is_the_likeliest_by_plain_passes_and_types_do_not_overlap(tiny_llama, finds):

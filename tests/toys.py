@@ -149,6 +149,26 @@ def remade(folder: Path, task: str, tables: dict[str, str], **changes) -> str:
     return str(place.with_suffix(".yaml"))
 
 
+def up_projection(backbone):
+    """A weight of a llama's first layer, whose gradient stands for all."""
+    return backbone.model.model.layers[0].mlp.up_proj.weight
+
+
+def trained_on(backbone, head, inputs, laid):
+    """The loss of inputs, summed over the rows that they were laid in, and its gradient at `up_projection`; none is left behind."""
+    from lowres.models.batches import read
+
+    backbone.model.eval()
+    loss = 0.0
+    for rows in laid:
+        part = head.loss(read(backbone, rows), inputs.labels[rows.texts])
+        part.backward()
+        loss += part.item()
+    gradient = up_projection(backbone).grad.clone()
+    backbone.model.zero_grad()
+    return loss, gradient
+
+
 if __name__ == "__main__":
     for task, found in {"requests": tables(), "uses": tables_of_choices(), "stories": tables_of_stories()}.items():
         for name, table in found.items():
