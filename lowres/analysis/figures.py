@@ -199,7 +199,7 @@ def training_figures(found: Collected) -> list[Picture]:
     """Training loss, mean over seeds, at the most shots: a panel a model and task, a line a method and variant."""
     lines = [
         {"method": run.method, "variant": run.variant, "model": run.parameters.model, "task": run.parameters.task, "shots": run.parameters.shots,
-         "loss": trial["losses"], "steps": min(len(other["losses"]) for other in trials), "options": _options(read_task(run.parameters.task))}
+         "loss": trial["losses"], "steps": min(len(other["losses"]) for other in trials), "answers": _options(read_task(run.parameters.task))}
         for run, trials in found.runs for trial in trials if trial["losses"]
     ]
     if not lines:
@@ -212,8 +212,8 @@ def training_figures(found: Collected) -> list[Picture]:
     grid = plots.facets(steps, plots.styles(table["line"]))
     grid.map_dataframe(sns.lineplot, x="done", y="loss", errorbar=None, markevery=0.2, legend=False)
     for panel, here in table.groupby("panel"):
-        if options := here["options"].iloc[0]:
-            grid.axes_dict[panel].axhline(math.log(options), label="knowing nothing, log(answers)", **YARDSTICK)
+        if answers := here["answers"].iloc[0]:
+            grid.axes_dict[panel].axhline(math.log(answers), label="knowing nothing, log(answers)", **YARDSTICK)
     grid.set_axis_labels("part of the training, %", "training loss")
     alt = (f"Training loss against the part of the training done, mean of {count} trials a line; dotted: the cross-entropy of knowing nothing. "
            "Losses over the vocabulary and distillation's are other losses, and compare only with themselves."
