@@ -102,6 +102,7 @@ def facets(table: pd.DataFrame, looks: dict[str, dict], across: int = 2, width: 
     given = {key: [look.get(key) for look in looks.values()] for key in dict.fromkeys(key for look in looks.values() for key in look)}
     grid = sns.FacetGrid(table, col="panel", col_wrap=min(across, table["panel"].nunique()), height=height, aspect=width / height, sharex=share,
                          sharey=share, hue="line", hue_order=list(looks), palette=given.pop("color"), hue_kws=given)
+    grid.tight_layout = lambda *args, **how: grid  # `finished` seeks the places once, when all is drawn; seaborn does after each step
     return grid.set_titles("{col_name}", size="medium")
 
 
@@ -169,9 +170,9 @@ def finished(grid: FacetGrid, name: str, title: str, alt: str) -> Picture:
     found = {broken(label): handle for axes in grid.axes.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     rows = [tick.get_text() for tick in grid.axes.flat[0].get_yticklabels()]
     order = [label for label in dict.fromkeys([*map(broken, grid.hue_names), *found]) if label in found and label not in rows]
-    grid.add_legend(found, title="", label_order=order, loc="outside right center", borderpad=1)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, max(height + 0.22 * len(title), grid.legend.get_window_extent().height / figure.dpi + 0.2))
+    legend = figure.legend([found[label] for label in order], order, loc="outside right center", borderpad=1)
+    (width, height), box = figure.get_size_inches(), legend.get_window_extent()
+    figure.set_size_inches(width + box.width / figure.dpi, max(height + 0.22 * len(title), box.height / figure.dpi + 0.2))
     figure.set_layout_engine("constrained")
     _titles_kept_apart(grid)
     plt.close(figure)

@@ -255,8 +255,9 @@ def show(drawn: Picture, folder: Path | None = None) -> None:
     from IPython.display import Markdown, display
 
     buffer = io.BytesIO()
-    drawn.figure.draw_without_rendering()
-    drawn.figure.set_layout_engine("none")  # its places are found now: each format would seek them anew, twice
+    if drawn.figure.stale:
+        drawn.figure.draw_without_rendering()
+    drawn.figure.set_layout_engine(None)  # its places are found now: each format would seek them anew, twice
     drawn.figure.savefig(buffer, format="png", dpi=DOTS, metadata={"Software": None})
     picture = few_colours(buffer)
     if folder and folder.is_dir():
