@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # else each where it is wanted: who hands the tests out to ot
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["LOWRES_STORE_GB"] = "0"  # what a test asks for is computed, not read from an earlier test's
 
 CORPUS = [
     "The children were playing in the garden .", "The nurse has written a letter ?", "No . Yes .", "Yes Yes Yes No No No",

@@ -24,6 +24,8 @@ class Meter:
         self.seconds: dict[str, float] = {}
         self.inside = ""  # a phase that is going on
         self.shared = 0.0  # what an earlier trial spent on a result of this one
+        self.stored = 0.0  # of that, what was read from disk (`lowres.models.store`)
+        self.least = 0  # the peak of what computed it, in bytes
         self.compiled_before = seconds_compiling()
         _give_memory_back()
         self.whole_process = not _reset_peak()
@@ -44,6 +46,16 @@ class Meter:
     def clock(self) -> float:
         return time.perf_counter() - seconds_compiling() + self.shared
 
+    def charge(self, seconds: float, peak: int) -> None:
+        """What was read from disk costs what it cost to compute."""
+        self.shared += seconds
+        self.stored += seconds
+        self.least = max(self.least, peak)
+
+    def peak(self) -> int:
+        """The process's so far, in bytes."""
+        return int(_peak())
+
     def compiling(self) -> float:
         """Seconds since it was made."""
         return seconds_compiling() - self.compiled_before
@@ -52,7 +64,7 @@ class Meter:
         """Peak gigabytes (10^9 bytes)."""
         import torch
 
-        peak = {"resident": _peak() / 1e9}
+        peak = {"resident": max(self.peak(), self.least) / 1e9}
         if torch.cuda.is_available():
             peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
         return peak

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lowres.files import BadInput
+from lowres.models import store
 from lowres.models.batches import lay, pack, read
 from lowres.models.heads import of_its_tokens
 from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, tokens_after_text, unconditional
@@ -47,10 +48,16 @@ def predict(backbone, head, sets: dict[str, Inputs], cache=None) -> dict[str, np
 
 @torch.inference_mode()
 def last_states(backbone, ids: list[list[int]], cache=None, head=None, choices: Sequence[Choices] = ()) -> torch.Tensor:
-    """The final hidden state at each text's last token, without dropout: (texts, width).
+    """The final hidden state at each text's last token, without dropout: (texts, width). Of a backbone as it came they may have been kept.
 
     With a `head` that reads behind the text, or of texts with `choices`, its label logits instead, (texts, labels): the states would be too many.
     """
+    if not head:
+        return store.states(backbone, ids, cache, lambda: _read_all(backbone, ids, cache, None, ()), BUDGET)
+    return _read_all(backbone, ids, cache, head, choices)
+
+
+def _read_all(backbone, ids: list[list[int]], cache, head, choices: Sequence[Choices]) -> torch.Tensor:
     backbone.whole.eval()
     states = torch.empty(len(ids), head.labels if head else backbone.width, device=backbone.device)
     before, branches = cache[0][0].shape[2] if cache else 0, head.branches if head else ()

@@ -45,6 +45,7 @@ class Backbone:
     below: Callable | None = None  # knows what frozen layers make of a text (methods.layers_and_corpus.Below), while they are frozen
     known_below: dict = field(default_factory=dict)  # by how many they are; kept from trial to trial
     meter: Any = None  # of the trial at work: it is told of seconds that an earlier one has spent for it
+    pretrained: int | None = None  # a sum over its weights' bits as they were read
 
     @property
     def whole(self) -> nn.Module:
@@ -119,6 +120,15 @@ class Backbone:
         head = next(name for name, module in self.model.named_modules() if module is self.model.get_output_embeddings())
         return self.output if key == f"{head}.weight" else None  # a tied head under its own name
 
+    @property
+    def as_it_came(self) -> bool:
+        """Whether its weights are the pretrained ones, and nothing was put into it. Told by the weights, since torch does not count what optimizers
+        write."""
+        return self.below is None and self.pretrained == self._bits()
+
+    def _bits(self) -> int:
+        return sum(int(weight.detach().view(torch.int32).sum(dtype=torch.int32)) for weight in self.whole.parameters())  # it may wrap
+
     def embeddings(self) -> int:
         """How many weights are looked up, not multiplied: the embeddings, and the head, of which only some rows are used."""
         return sum(weight.numel() for weight in {self.model.get_input_embeddings().weight, self.output})
@@ -155,6 +165,7 @@ def load_backbone(name: str, device: str = "auto", precision: str = "auto", comp
     if compiled:
         compile_layers(layer_stack(backbone.model))
         backbone.compiled = True
+    backbone.pretrained = backbone._bits()
     return backbone
 
 

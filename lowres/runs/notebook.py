@@ -17,6 +17,7 @@ from lowres.files import ROOT, BadInput, located, shown
 from lowres.methods import choose
 from lowres.methods.cost import Meter, flops, matrix_rate
 from lowres.methods.evaluation import evaluated, predictions
+from lowres.models import store
 from lowres.models.backbone import Backbone, load_backbone
 from lowres.models.batches import Inputs, encode
 from lowres.models.heads import behind
@@ -204,6 +205,7 @@ class Run:
             "losses": [round(loss, 6) for loss in training.losses],
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "memory": self.meter.memory(),
+            **({"stored": round(self.meter.stored, 3)} if self.meter.stored else {}),  # seconds of these that were not spent here
             "environment": environment(backbone),  # a trial's own: a run may be finished on another day, elsewhere
             "trainable": training.trainable,
             "parameters": total,
@@ -256,6 +258,7 @@ def start(method: str, values: dict[str, Any], notebook: str = "", **fixed: Any)
     given = {key: values[key] for key in names if key in values} | fixed
     run = Run(method, validated(method, given, f"notebooks/{notebook or method}.ipynb"))
     p = run.parameters
+    store.limit()
     refuse(run.task_file.kind, method, p)
     if notebook and (not run.task_file.label_words or run.task_file.answers != run.task_file.labels):
         raise BadInput(f"{notebook}: shows what a word for each label gets, and tasks of kind {run.task_file.kind} have none")

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from lowres.files import ROOT, write_json, write_whole
+from lowres.models import store
 from lowres.models.identity import EMBEDDED
 from lowres.runs.execute import Options, pinned
 from lowres.runs.process import KERNEL_ENVIRONMENT
@@ -61,7 +62,7 @@ def in_a_process(name: str, asked: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder) / "rows.json"
         call = [sys.executable, "-m", "tests.benchmarks", "--only", name, "--repeats", str(asked.repeats), "--into", str(into)]
-        environment = {**os.environ, **KERNEL_ENVIRONMENT, **pinned(Options(threads=asked.threads)), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, **KERNEL_ENVIRONMENT, **pinned(Options(threads=asked.threads)), "PYTHONPATH": str(ROOT), store.LIMIT: "0"}
         ended = subprocess.run(call + ["--quick"] * asked.quick, cwd=ROOT, env=environment, capture_output=True, text=True)
         found = json.loads(into.read_text()) if into.is_file() else {"rows": [], "failed": ended.stderr.strip()[-2000:] or f"exit {ended.returncode}"}
     return {"name": name, "minutes": (time.monotonic() - start) / 60, **found}
