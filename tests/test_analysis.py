@@ -91,6 +91,16 @@ def test_an_older_schema_and_mixed_studies(tmp_path):
     assert "belong to runs that the study does not ask for" in collect.opening(strangers) and len(strangers.trials) == 3 * 10 * 2
 
 
+def test_seconds_that_an_earlier_trial_had_spent_are_told(tmp_path):
+    path, outputs = filled(tmp_path, seeds=range(2))
+    folder = read_study(path, outputs=outputs).runs[0].folder
+    record = records.read_record(folder)
+    record["trials"][0]["stored"] = 12.4
+    (folder / "record.json").write_text(json.dumps(record))
+    said = " ".join(collect.collect(path, outputs).problems)
+    assert "1 trials read states of the untrained model that others had computed: 12 of their seconds are what that had taken" in said
+
+
 def test_a_killed_runs_trials_count(tmp_path):
     path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:1])
     folder = read_study(path, outputs=outputs).runs[0].folder

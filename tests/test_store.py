@@ -159,4 +159,5 @@ def test_a_trial_says_how_many_of_its_seconds_were_spent_by_an_earlier_one(place
     first, second = trial("first"), trial("second")
     assert "stored" not in first and second["stored"] > 0
     assert sum(second["seconds"].values()) >= second["stored"]
+    assert "of these spent by others, s" in (tmp_path / "second.ipynb").read_text()
     assert first["outcome_sha256"] == second["outcome_sha256"] and first["sets"] == second["sets"]

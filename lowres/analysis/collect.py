@@ -76,6 +76,9 @@ def collect_study(study: Study) -> Collected:
                               f"name, or an earlier form of it). They are left out: {names}{' …' if len(strangers) > 6 else ''}")
     found.trials = _table(found.runs)
     found.problems += _mixed(found.environments)
+    if stored := [trial["stored"] for _, trials in found.runs for trial in trials if "stored" in trial]:
+        found.problems.append(f"{len(stored)} trials read states of the untrained model that others had computed: {sum(stored):,.0f} of their "
+                              "seconds are what that had taken.")
     if said := close_draws(max((trial.get("in_common", 0) for _, trials in found.runs for trial in trials[1:]), default=0)):
         found.problems.append(f"**{said}.**")
     return found

@@ -187,6 +187,7 @@ def cost(trials: list[dict], here: dict[str, Any], rate: float) -> pd.DataFrame:
     """What each trial cost, a line a seed. `rate`: operations a second of this kernel's matrix products, `here`, its environment."""
     return pd.DataFrame([
         {"seed": trial["seed"], **{f"{phase}, s": f"{value:.1f}" for phase, value in trial["seconds"].items()}, **_speed(trial, here, rate),
+         **({"of these spent by others, s": f"{trial['stored']:.1f}"} if "stored" in trial else {}),
          "peak memory, GB": f"{records.peak_memory(trial):.2f}", "trained parameters": f"{trial['trainable']:,}",
          "of all, %": f"{100 * trial['trainable'] / trial['parameters']:.2f}", "TFLOP (estimate)": f"{trial['flops'] / 1e12:.1f}"}
         for trial in trials
