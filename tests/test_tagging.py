@@ -1,14 +1,11 @@
 """The words of a text are tagged: how rows are read and drawn, what the heads and losses are, how entities are found and scored."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import toys
 from conftest import backbone_of
 from test_extraction import behind, written
-from test_notebooks import execute
 from toys import FINDS, trained_on, up_projection
 from transformers import AutoModelForTokenClassification
 
@@ -18,7 +15,7 @@ from lowres.methods.training import train
 from lowres.models.batches import encode, lay, read
 from lowres.models.heads import Classifier, word_head
 from lowres.parameters import Vanilla, validated
-from lowres.runs import mistakes, records
+from lowres.runs import mistakes
 from lowres.runs.checks import check_parameters
 from lowres.runs.summary import headline, results
 from lowres.tasks.kinds import KINDS
@@ -214,20 +211,6 @@ def test_what_has_no_meaning_is_refused_and_cut_entities_are_told(tiny_llama, ma
     p = {"task": path, "model": tiny_llama, "max_length": 16}
     with pytest.raises(BadInput, match="max_length: 16 cuts off the answer of row .* of the pool"):
         check_parameters([("pbft", validated("pbft", p, "test"))])
-
-
-@pytest.mark.parametrize(("method", "given"), [
-    ("vanilla", {}), ("pbft", {}), ("lora", {"learning_rate": 5e-3}), ("adaptive", {"adapt": "layers"}), ("in_context", {"demonstrations": 0}),
-])
-def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, make_task, tmp_path, method, given):
-    training = {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3} if method != "in_context" else {}
-    asked = {"task": make_task(), "model": tiny_llama, "shots": 2, "evaluation_rows": 4, "seeds": [0, 1], "precision": "float32"}
-    notebook = execute(method, tmp_path / "run.ipynb", asked | training | given | {"output_dir": str(tmp_path / "kept")})
-    record = records.read_record(tmp_path / "kept")
-    assert record["distinct_trials"] == (2 if method != "in_context" else 1), "without examples a seed changes nothing"
-    assert {"metric", "entity_f1", "macro_f1", "exact_match", "n", "constant", "by", "domain"} <= set(record["trials"][0]["sets"]["ship"])
-    outputs = json.dumps([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
-    assert "entity F1" in outputs and "accuracy" not in outputs and "stderr" not in outputs
 
 
 def test_another_tasks_rows_are_asked_as_ones_own_are(finds, make_task, tmp_path):

@@ -90,7 +90,8 @@ def token_f1(said: str, gold: str) -> float:
 class Extraction:
     """An answer is a span of the row's passage. Logits are (rows, 3): its first character, the one behind its last, its log-probability."""
 
-    name, metric, loss, several, kept = "extraction", "f1", "span", True, ""
+    name, metric, loss, several, kept, form = "extraction", "f1", "span", True, "", Answer
+    nothing = "0:0"  # how predictions keep an answer that is none
     without = {"method": ("distillation", "baselines"), "adapt": ("pattern",), "loss": ("vocabulary",), "scoring": ("likelihood",),
                "word_score": ("mean", "first", "character", "unconditional"), "class_weights": ("balanced",), "fidelity": ("as_coded",),
                "peft_type": VIRTUAL, "label_words": (), "demonstrations": (), "calibrate": (), "choose": ()}
@@ -185,7 +186,7 @@ class Extraction:
         return {"label": [answer.place for answer in gold], "prediction": [answer.place for answer in same]}
 
     def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-        return predictions.assign(**{name: predictions[name].replace("0:0", "(none)") for name in ("label", "prediction")})
+        return predictions.assign(**{name: predictions[name].replace(self.nothing, "(none)") for name in ("label", "prediction")})
 
     def decisions(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         """A line a row: whether it has an answer, and where what was said stands to that."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lowres.files import BadInput
+from lowres.tasks.classification import greedily
 from lowres.tasks.spans import Extraction, Passage
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def entities(tags: list[int]) -> tuple[tuple[int, int, int], ...]:
 class Tagging(Extraction):
     """Entities among a text's words, which are parted by single spaces. Logits are (rows, 1 + most words): the log-probability, each word's tag."""
 
-    name, metric, loss = "tagging", "entity_f1", "tags"
+    name, metric, loss, form, nothing = "tagging", "entity_f1", "tags", Tagged, ""
 
     def labels_in(self, table: Table, spec: TaskFile, source: Source) -> pd.Series:
         """Each row's entities. Raises BadInput for tags that are not as many as words, that break BIO, or of an unknown type."""
@@ -97,20 +98,9 @@ class Tagging(Extraction):
         return np.bincount([kind for label in rows["label"] for *_, kind in label.entities], minlength=labels)
 
     def drawn(self, pool: pd.DataFrame, shots: int, stream: np.random.Generator, uneven: bool) -> list[int]:
-        """Places in the pool, greedily (Yang and Katiyar 2020, arXiv 2010.02405): the pool's rarest type first, each that has not enough entities
-        gets the next row of the permuted pool with one. In rounds, so that the draw of 2 shots is the first rows of that of 16."""
-        of_row = np.array([np.bincount([kind for *_, kind in label.entities], minlength=len(label.questions)) for label in pool["label"]])
-        total, order = of_row.sum(axis=0), stream.permutation(len(pool))
-        if total.min() < shots and not uneven:
-            raise BadInput(f"shots: {shots} is more than the {total.min()} examples that the pool has of label {total.argmin()}")
-        waiting = {kind: iter(order[of_row[order, kind] > 0]) for kind in np.argsort(total, kind="stable")}
-        found, have = {}, np.zeros(len(total), int)
-        for nth in range(1, shots + 1):
-            for kind, rows in waiting.items():
-                if have[kind] < nth and (row := next((row for row in rows if row not in found), None)) is not None:
-                    found[row] = None
-                    have += of_row[row]
-        return list(found)
+        """Places in the pool, as `greedily` draws them."""
+        of_row = [np.bincount([kind for *_, kind in label.entities], minlength=len(label.questions)) for label in pool["label"]]
+        return greedily(np.array(of_row), shots, stream, uneven)
 
     def outputs(self, labels: list[str]) -> list[str]:
         return ["log_probability"]
@@ -141,9 +131,6 @@ class Tagging(Extraction):
     def answers(self, rows: pd.DataFrame, logits: np.ndarray, labels: list[str]) -> dict[str, list[str]]:
         gold = self.gold(rows)
         return {"label": [_told(label.entities, labels) for label in gold], "prediction": [_told(row, labels) for row in self.found(gold, logits)]}
-
-    def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-        return predictions.assign(**{name: predictions[name].replace("", "(none)") for name in ("label", "prediction")})
 
     def decisions(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         """A line an entity, one that is there or one that was said: its type and what was said of the same words."""
