@@ -205,9 +205,10 @@ def test_a_search_that_stops_early_finds_what_a_whole_one_does(tiny_llama, stori
     ids = asked(backbone, "{story} {question}", row)
     answers = [behind(backbone, f" {row['story'][a:b]}\n") for a, b in spans(row["story"], 4)]
     with torch.inference_mode():
-        whole = likeliest(backbone, backbone.output, ids, answers)
+        find = lambda: likeliest(backbone, backbone.output, backbone.encode_context(ids[:-1]), ids[-1:], answers)  # noqa: E731
+        whole = find()
         monkeypatch.setattr("lowres.methods.evaluation.AT_ONCE", 1)
-        alone = likeliest(backbone, backbone.output, ids, answers)
+        alone = find()
     assert whole[0] == alone[0] and whole[1] == pytest.approx(alone[1], abs=1e-4)
 
 
