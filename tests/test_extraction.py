@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import toys
@@ -136,6 +137,8 @@ def test_scores_are_means_beside_the_best_fixed_rule():
     found = KIND.metrics(gold, logits)
     assert found["metric"] == "f1" and found["f1"] == pytest.approx((1 + 0 + 1) / 3) and found["exact_match"] == pytest.approx(2 / 3)
     rules = [np.mean([token_f1(" ".join(one.passage.text.split()[:count]), one.text) for one in gold]) for count in range(9)]
+    shots = pd.DataFrame({"label": [Answer(0, end, passages[1]) for end in (7, 3, 7, 3, 0)]})  # two words, one, two, one, none
+    assert KIND.ruled(gold, shots) == {"from_shots": pytest.approx(rules[1])}
     assert found["constant"] == pytest.approx(max(rules)) and found["n"] == 3 and found["commonest_prediction"] == pytest.approx(1 / 3)
 
 

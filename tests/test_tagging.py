@@ -1,6 +1,7 @@
 """The words of a text are tagged: how rows are read and drawn, what the heads and losses are, how entities are found and scored."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import toys
@@ -17,7 +18,7 @@ from lowres.models.heads import Classifier, word_head
 from lowres.parameters import Vanilla, validated
 from lowres.runs import mistakes
 from lowres.runs.checks import check_parameters
-from lowres.runs.summary import headline, results
+from lowres.runs.summary import headline, results, verdict
 from lowres.tasks.kinds import KINDS
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw
@@ -100,6 +101,32 @@ def test_entity_f1_counts_whole_entities_of_the_right_type():
     assert found["entity_f1"] == pytest.approx(2 * 1 / (3 + 3)) and found["metric"] == "entity_f1" and found["exact_match"] == 0
     assert found["macro_f1"] == pytest.approx((2 * 1 / (2 + 3) + 0) / 2) and found["constant"] == 0 and found["n"] == 2
     assert KIND.metrics(gold, np.array([[0, 1, 2, 0, 3, 0], [0, 0, 1, 0, 0, 0]]))["entity_f1"] == 1
+
+
+def test_a_dictionary_of_the_shots_entities_is_a_yardstick(finds):
+    def labelled(text: str, *entities) -> Tagged:
+        return Tagged(entities, Passage(text, 4, " none", False), ("p", "q"))
+
+    shots = pd.DataFrame({"label": [labelled("Old Riga met Ida", (0, 2, 1), (3, 4, 0)),
+                                    labelled("Riga saw Riga and Riga", (0, 1, 0), (2, 3, 1), (4, 5, 1))]})
+    gold = np.empty(3, object)
+    gold[:] = [labelled("Ida left Old Riga", (0, 1, 0), (2, 4, 1)), labelled("Riga , Old Ida", (0, 1, 0), (2, 4, 0)), labelled("ida slept")]
+    # by hand: Ida, Old Riga as one; then Riga as a place, which it is more often, and Ida alone: 2 of 4 said are right, of 4 that are there
+    assert KIND.ruled(gold, shots) == {"from_shots": pytest.approx(2 * 2 / (4 + 4))}
+    assert KIND.ruled(gold, shots.head(0)) == {"from_shots": 0}
+
+
+def test_a_trials_record_and_table_have_the_yardstick_of_its_shots(finds):
+    shots, told = draw(finds.pool, 4, 0), {name: np.zeros((len(rows), 20), np.float32) for name, rows in finds.evaluation.items()}
+    found = evaluated(finds, told, shots)
+    assert {name: found[name]["from_shots"] for name in found} == {
+        name: KIND.ruled(KIND.gold(rows), shots)["from_shots"] for name, rows in finds.evaluation.items()} and found["town"]["from_shots"] > 0
+    common = {"seconds": {"train": 1.0}, "memory": {"resident": 1.0}, "trainable": 1, "losses": []}
+    table = results([{"seed": seed, "sets": found, "outcome_sha256": str(seed), **common} for seed in range(2)])
+    assert table["rule from the shots, %"].tolist() == [f"{100 * found[name]['from_shots']:.1f}" for name in table["set"]]
+    row = pd.Series({"low": 0.2, "high": 0.4, "constant": 0, "mcc low": np.nan, "trials": 3})
+    assert verdict(row) == verdict(pd.concat([row, pd.Series({"from_shots": 0.1})])) == "above constant"
+    assert verdict(pd.concat([row, pd.Series({"from_shots": 0.3})])) == "above constant, not above the rule from the shots"
 
 
 @pytest.mark.parametrize("fixture", ["tiny_llama"])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lowres.files import BadInput
+from lowres.models.backbone import CHUNK
 from lowres.models.batches import Rows, lay, pack, read
 from lowres.models.heads import of_its_tokens
 from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, unconditional
@@ -110,7 +111,8 @@ def _likeliest_span(backbone, head, ids: list[int], located: Located) -> tuple[i
         written.setdefault(f" {passage.text[start:end]}{END}", (start, end))
     tokens = after_text(backbone.tokenizer, list(written))
     _check_room(backbone, len(ids), tokens)
-    which, score = likeliest(backbone, head.output(), backbone.encode_context(ids[:-1]), ids[-1:], tokens)
+    begin = (len(ids) - 1) // CHUNK * CHUNK  # the rest is read in one pass with what foretells the first token
+    which, score = likeliest(backbone, head.output(), backbone.encode_context(ids[:begin]), ids[begin:], tokens)
     return *list(written.values())[which], score
 
 
@@ -226,13 +228,15 @@ def likeliest(backbone, output: torch.Tensor, before: Cache, front: list[int], a
         hidden = backbone.hidden_behind(tree.laid(nodes, place, length + len(front), backbone.device), past)
 
 
-def evaluated(task, logits: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Per evaluation set: its domain, the kind's metrics, and score, count and yardstick by each break-down the task file names."""
+def evaluated(task, logits: dict[str, np.ndarray], shots: pd.DataFrame | None = None) -> dict[str, dict]:
+    """Per evaluation set: its domain, the kind's metrics, what a rule made of the shots gets, where they are given and the kind has such; and score,
+    count and yardstick by each break-down the task file names."""
     result = {}
     for name, rows in task.evaluation.items():
         gold = task.kind.gold(rows)
         by = [column if column != "label" else "gold" for column in task.file.evaluation[name].break_down_by]
         result[name] = {"domain": task.file.evaluation[name].domain, **task.kind.metrics(gold, logits[name]), "by": {}}
+        result[name] |= task.kind.ruled(gold, shots) if shots is not None else {}
         for group, part in rows[by].reset_index(drop=True).groupby(by) if by else []:
             result[name]["by"]["/".join(map(str, group))] = task.kind.part(gold[part.index], logits[name][part.index])
     return result

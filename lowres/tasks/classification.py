@@ -125,6 +125,10 @@ class Classification:
         """The accuracy of the best constant answer."""
         return float(np.bincount(gold).max() / len(gold))
 
+    def ruled(self, gold: np.ndarray, shots: pd.DataFrame) -> dict[str, float]:
+        """As `from_shots` the score of a fixed rule that a trial's examples make; empty where the kind has none but the constant answer."""
+        return {}
+
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         """What is told of a part of a set."""
         return {"accuracy": float((logits.argmax(axis=1) == gold).mean()), "n": len(gold), "constant": self.constant(gold)}

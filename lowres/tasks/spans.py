@@ -171,9 +171,12 @@ class Extraction:
 
     def constant(self, gold: np.ndarray) -> float:
         """The best F1 of a fixed rule: always the passage's first word, or its first two, …; or never an answer."""
-        first = lambda text, count: text.split(maxsplit=count)[:count]  # noqa: E731
-        return max(float(np.mean([token_f1(" ".join(first(answer.passage.text, count)), answer.text) for answer in gold]))
-                   for count in range(FIRST_WORDS + 1))
+        return max(_of_first_words(gold, count) for count in range(FIRST_WORDS + 1))
+
+    def ruled(self, gold: np.ndarray, shots: pd.DataFrame) -> dict[str, float]:
+        """As `from_shots` F1 of the passage's first words, as many as the examples' answers have most often (of equals the fewest)."""
+        lengths = Counter(len(answer.text.split()) for answer in shots["label"])
+        return {"from_shots": _of_first_words(gold, min(lengths, key=lambda count: (-lengths[count], count)))}
 
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float | str]:
         scores = [token_f1(one.text, other.text) for one, other in zip(self.said(gold, logits), gold)]
@@ -196,6 +199,12 @@ class Extraction:
 
     def confidence(self, logits: np.ndarray) -> np.ndarray:
         return np.exp(logits[:, 2])
+
+
+def _of_first_words(gold: np.ndarray, count: int) -> float:
+    """F1 of always answering so many of the passage's first words."""
+    first = (" ".join(answer.passage.text.split(maxsplit=count)[:count]) for answer in gold)
+    return float(np.mean([token_f1(said, answer.text) for said, answer in zip(first, gold)]))
 
 
 def _stands(gold: tuple[int, int], said: tuple[int, int]) -> str:

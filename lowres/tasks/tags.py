@@ -124,6 +124,16 @@ class Tagging(Extraction):
     def constant(self, gold: np.ndarray) -> float:
         return 0.0
 
+    def ruled(self, gold: np.ndarray, shots: pd.DataFrame) -> dict[str, float]:
+        """As `from_shots` entity F1 of a dictionary of the examples' entities, each with the type that it has most often there (of equals the first):
+        from the left, the longest one that words spell is said to be there."""
+        types: dict[tuple[str, ...], Counter[int]] = {}
+        for label in shots["label"]:
+            for first, last, kind in label.entities:
+                types.setdefault(tuple(label.passage.text.split()[first:last]), Counter())[kind] += 1
+        known = {words: min(counts, key=lambda kind: (-counts[kind], kind)) for words, counts in types.items()}
+        return {"from_shots": _entity_f1([label.entities for label in gold], [_looked_up(label.passage.text.split(), known) for label in gold])}
+
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float | str]:
         score = _entity_f1([label.entities for label in gold], self.found(gold, logits))
         return {"metric": self.metric, self.metric: score, "n": len(gold), "constant": self.constant(gold)}
@@ -168,6 +178,16 @@ def _read(said: str, text: str, names: dict[str, str | None], labels: list[str])
 
 def _told(found: tuple[tuple[int, int, int], ...], labels: list[str]) -> str:
     return "|".join(f"{first}:{last} {labels[kind]}" for first, last, kind in found)
+
+
+def _looked_up(words: list[str], known: dict[tuple[str, ...], int]) -> tuple[tuple[int, int, int], ...]:
+    """The entities among a text's words that a dictionary has."""
+    found, i, longest = [], 0, max(map(len, known), default=0)
+    while i < len(words):
+        length = next((length for length in range(longest, 0, -1) if tuple(words[i : i + length]) in known), 0)
+        found += [(i, i + length, known[tuple(words[i : i + length])])] if length else []
+        i += length or 1
+    return tuple(found)
 
 
 def _entity_f1(gold: list[tuple], said: list[tuple]) -> float:
