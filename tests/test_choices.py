@@ -1,14 +1,11 @@
 """One of a row's choices is right: how rows are read, how a choice is scored and trained, what is refused."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import toys
 from conftest import backbone_of
-from test_notebooks import execute
 from toys import REQUESTS, USES, trained_on, up_projection
 
 from lowres.files import ROOT, BadInput
@@ -19,10 +16,11 @@ from lowres.methods.training import train
 from lowres.models.batches import encode, pack, read
 from lowres.models.heads import Classifier, Likelihood, word_head
 from lowres.parameters import Adaptive, InContext, Vanilla, validated
-from lowres.runs import mistakes, records
+from lowres.runs import mistakes
 from lowres.runs.checks import check_file, check_parameters
 from lowres.runs.notebook import start
-from lowres.tasks.kinds import KINDS, in_order, refuse
+from lowres.tasks.choices import in_order
+from lowres.tasks.kinds import KINDS, refuse
 from lowres.tasks.load import load_task
 from lowres.tasks.shots import Streams, draw
 from lowres.tasks.task_file import choice_columns, read_task
@@ -276,23 +274,6 @@ def test_a_task_of_choices_is_checked_and_evaluated_beside_another(make_task):
     assert check_file(USES, None).startswith("uses: pool 235, kitchen 120, garden 120 rows: nothing is wrong with it")
     other = make_task(name="others")
     assert set(load_task(USES, "", 5, [other]).evaluation) == {"kitchen", "garden", "others.kitchen", "others.garden"}
-
-
-@pytest.mark.parametrize(("method", "given"), [
-    ("vanilla", {}), ("pbft", {"word_score": "mean"}), ("lora", {"learning_rate": 5e-3}), ("adaptive", {"adapt": "layers"}),
-    ("in_context", {"demonstrations": 0, "word_score": "unconditional"}),
-])
-def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, tmp_path, method, given):
-    training = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3} if method != "in_context" else {}
-    asked = {"task": USES, "model": tiny_llama, "shots": 2, "evaluation_rows": 24, "seeds": [0, 1], "precision": "float32"}
-    notebook = execute(method, tmp_path / "run.ipynb", asked | training | given | {"output_dir": str(tmp_path)})
-    record = records.read_record(tmp_path)
-    assert record["distinct_trials"] == (2 if method != "in_context" else 1), "without examples a seed changes nothing"
-    for trial in record["trials"]:
-        assert records.read_trial(tmp_path, trial["seed"], trial["fingerprint"])
-        assert {"accuracy", "mcc", "n", "constant", "by", "domain"} <= set(trial["sets"]["garden"])
-    assert list(records.read_predictions(tmp_path).columns[-3:]) == ["logit_A", "logit_B", "logit_C"]
-    assert "stderr" not in json.dumps([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
 
 
 def test_blimp_is_read_where_it_is_at_hand():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import toys
 from toys import GRAMMAR
 from transformers import Gemma3TextConfig
 
@@ -12,6 +13,7 @@ from lowres.runs.estimate import Rate, Sizes, foretold, seconds, work
 from lowres.runs.notebook import start
 from lowres.runs.progress import TimeLeft
 from lowres.runs.study import read_study
+from lowres.tasks.task_file import read_task
 
 SIZES = Sizes(weights=1000, all_weights=1500, layers=6, hidden=10, reads=2048, labels=2, pool=500, text=20.0, evaluation=4000.0)
 EVEN = Rate(1.0, 1.0, 0.0)  # one operation a second: seconds are operations
@@ -74,6 +76,15 @@ def test_the_tokens_expected_are_those_of_a_real_trial(tiny_llama):
     found = estimate.sizes_for(p)
     assert found.evaluation == pytest.approx(sum(len(ids) for inputs in run.evaluation.values() for ids in inputs.ids), rel=0.05)
     assert found.weights == run.backbone.parameters() - run.backbone.embeddings() and found.all_weights == run.backbone.parameters()
+
+
+@pytest.mark.parametrize(("task", "types"), [(toys.STORIES, 1), (toys.FINDS, 2)])
+def test_a_search_for_spans_is_expected_where_they_are_written_and_nowhere_else(tiny_llama, tmp_path, task, types):
+    path = task if task == toys.STORIES else toys.remade(tmp_path, task, toys.tables_of_tags())
+    given = {"task": path, "model": tiny_llama, "shots": 2, "evaluation_rows": 9, "pattern": "plain"}
+    written, head = (estimate.sizes_for(validated("lora", given | {"head": head}, "test")) for head in ("verbalizer", "classifier"))
+    assert written.evaluation - head.evaluation == pytest.approx(2 * 9 * types * estimate.SEARCHED[read_task(path).kind])
+    assert written.text == head.text
 
 
 def test_a_rate_is_measured_once_and_kept(tiny_llama, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Several labels a row, or none: how rows are read and drawn, what the heads and the loss are, how answers are scored and told."""
 
 import itertools
-import json
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 from synthetic import fill, make_study
-from test_notebooks import execute
 from toys import GRAMMAR, REQUESTS
 from transformers import AutoModelForSequenceClassification
 
@@ -31,8 +29,9 @@ from lowres.runs import mistakes, records
 from lowres.runs.checks import check_parameters, check_words
 from lowres.runs.study import read_study
 from lowres.runs.summary import headline, results
-from lowres.tasks.kinds import KINDS, micro_f1, refuse
+from lowres.tasks.kinds import KINDS, refuse
 from lowres.tasks.load import load_task
+from lowres.tasks.several import micro_f1
 from lowres.tasks.shots import Streams, draw, fewest
 from lowres.tasks.task_file import extended_task
 
@@ -277,26 +276,6 @@ def test_questions_that_leave_no_room_for_a_text_are_refused(tiny_llama):
         check_words(p)
 
 
-@pytest.mark.parametrize(("method", "given"), [
-    ("vanilla", {}), ("pbft", {}), ("lora", {"learning_rate": 5e-3}), ("adaptive", {"adapt": "layers"}),
-    ("adaptive", {"adapt": "corpus", "corpus_steps": 2}), ("baselines", {}),
-    ("baselines", {"classifier": "tfidf"}), ("in_context", {"demonstrations": 0}),
-])
-def test_a_methods_notebook_runs_and_leaves_a_whole_record(tiny_llama, tmp_path, method, given):
-    training = {"epochs": 3, "batch_size": 8, "learning_rate": 2e-3} if method not in ("baselines", "in_context") else {}
-    asked = {"task": REQUESTS, "model": tiny_llama, "shots": 2, "evaluation_rows": 24, "seeds": [0, 1], "precision": "float32"}
-    notebook = execute(method, tmp_path / "run.ipynb", asked | training | given | {"output_dir": str(tmp_path)})
-    record = records.read_record(tmp_path)
-    assert record["distinct_trials"] == (2 if method != "in_context" else 1), "without examples a seed changes nothing"
-    for trial in record["trials"]:
-        assert records.read_trial(tmp_path, trial["seed"], trial["fingerprint"])
-        found = trial["sets"]["library"]
-        assert {"metric", "micro_f1", "macro_f1", "exact_match", "n", "constant", "by", "domain"} <= set(found) and "accuracy" not in found
-    assert len(records.read_predictions(tmp_path)) == 2 * 2 * 24
-    outputs = json.dumps([cell.outputs for cell in notebook.cells if cell.cell_type == "code"])
-    assert "micro-F1" in outputs and "accuracy" not in outputs and "stderr" not in outputs
-
-
 def test_nlu_plus_plus_is_read_where_it_is_at_hand():
     folder = ROOT.parent / "shared" / "data"
     if not (folder / "nlupp" / "banking.tsv").is_file():
@@ -304,8 +283,6 @@ def test_nlu_plus_plus_is_read_where_it_is_at_hand():
     task = load_task("nlupp", str(folder))
     assert {name: len(rows) for name, rows in task.evaluation.items()} == {"banking": 413, "hotels": 1009}
     assert fewest(task.pool) >= 16 and KIND.counts(task.evaluation["hotels"], 12).min() > 0
-
-
 
 
 def test_the_answer_and_the_advice_call_a_score_by_its_name(tmp_path):

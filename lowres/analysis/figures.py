@@ -19,7 +19,7 @@ from lowres.analysis.collect import Collected
 from lowres.analysis.plots import DOMAINS, PUBLISHED, YARDSTICK, Picture, counted, plain
 from lowres.analysis.tables import at_most_shots, most_shots, of_machines
 from lowres.runs.summary import RUN, interval, score_name
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import kind_of_file
 from lowres.tasks.task_file import TaskFile, read_task
 
 NUMBERS = {"vanilla": "Figure 2 of the paper drawn anew", "pbft": "Figure 3 of the paper drawn anew", "adaptive": "Figure 4 of the paper drawn anew",
@@ -223,7 +223,7 @@ def training_figures(found: Collected) -> list[Picture]:
 
 def _options(task: TaskFile) -> int:
     """How many answers a row may have; 0 where that is another number for each row."""
-    return KINDS[task.kind].options(len(task.labels))
+    return kind_of_file(task).options(len(task.labels))
 
 
 COSTS = {"seconds": "seconds a trial", "memory": "peak memory, GB", "trainable": "trained parameters"}

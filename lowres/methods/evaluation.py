@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +12,20 @@ import torch
 
 from lowres.files import BadInput
 from lowres.models import store
-from lowres.models.batches import lay, pack, read
+from lowres.models.backbone import CHUNK
+from lowres.models.batches import Rows, lay, pack, read
 from lowres.models.heads import of_its_tokens
-from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, tokens_after_text, unconditional
+from lowres.models.inputs import END, MORE, Choices, Inputs, Located, after_text, unconditional
 from lowres.tasks.tags import Tagged
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lowres.models.backbone import Cache
+
 BUDGET = 4096  # tokens in one forward pass, when no gradient is kept
-AT_ONCE = 8  # beginnings of answers that are followed to their ends at a time
+AT_ONCE = 64  # tokens of answers that are read in one pass
+AHEAD = 2.0  # nats that a token is taken to cost which is read with the one in front of it
 
 
 @torch.inference_mode()
@@ -113,33 +116,38 @@ def _likeliest_span(backbone, head, ids: list[int], located: Located) -> tuple[i
     written = {passage.none + END: (0, 0)} if passage.none else {}
     for start, end in passage.spans():
         written.setdefault(f" {passage.text[start:end]}{END}", (start, end))
-    which, score, _ = _written(backbone, head, ids, list(written))
+    tokens = after_text(backbone.tokenizer, list(written))
+    _check_room(backbone, len(ids), tokens)
+    begin = (len(ids) - 1) // CHUNK * CHUNK  # the rest is read in one pass with what foretells the first token
+    which, score = likeliest(backbone, head.output(), backbone.encode_context(ids[:begin]), ids[begin:], tokens)
     return *list(written.values())[which], score
 
 
-def _written(backbone, head, ids: list[int], texts: list[str]) -> tuple[int, float, list[int]]:
-    """Which of some texts is the likeliest behind another, its log p, and its tokens. Raises BadInput where the model cannot read so far."""
-    tokens = after_text(backbone.tokenizer, texts)
-    if (most := len(ids) + max(map(len, tokens)) - 1) > backbone.context_length:
+def _check_room(backbone, length: int, answers: Sequence[Sequence[int]]) -> None:
+    """Raises BadInput where the model cannot read so far."""
+    if (most := length + max(map(len, answers)) - 1) > backbone.context_length:
         raise BadInput(f"max_length: a text and its longest span take {most} tokens, and {backbone.name!r} reads {backbone.context_length}")
-    which, score = likeliest(backbone, head.output(), ids, tokens)
-    return which, score, tokens[which]
 
 
 def _listed(backbone, head, ids: list[int], located: Located) -> list[float]:
     """Of one text the entities that are listed behind each type's question, span by span, each the likeliest that stands behind the last one and ends
-    the list, or does not. Of two types that want the same word the likelier span has it."""
+    the list, or does not. Of two types that want the same word the likelier span has it. The text is read once for all of them."""
     label, passage, total, found = located.answer, located.passage, 0.0, []
-    for kind, question in enumerate(label.questions):
-        behind, begin, more = ids + tokens_after_text(backbone.tokenizer, question), 0, True
-        while more and (spans := [span for span in passage.spans() if span[0] >= begin]):
-            written = {passage.none + END: (0, 0)} if not begin else {}
-            for span in spans:
-                for end in (END, MORE):
-                    written.setdefault(f" {passage.text[span[0] : span[1]]}{end}", span)
-            which, score, tokens = _written(backbone, head, behind, list(written))
-            text, (first, begin) = list(written.items())[which]
-            behind, total, more = behind + tokens, total + score, text.endswith(MORE)
+    spans, none = passage.spans(), passage.none + END
+    written = [f" {passage.text[start:end]}{mark}" for start, end in spans for mark in (END, MORE)]
+    tokens = dict(zip([none, *written], after_text(backbone.tokenizer, [none, *written])))
+    before = backbone.encode_context(ids)
+    for kind, question in enumerate(after_text(backbone.tokenizer, list(label.questions))):
+        begin, more = 0, True
+        while more and (left := [i for i, (start, _) in enumerate(spans) if start >= begin]):
+            options = {} if begin else {none: (0, 0)}
+            for i in left:
+                for text in written[2 * i : 2 * i + 2]:
+                    options.setdefault(text, spans[i])
+            _check_room(backbone, len(ids) + len(question), answers := [tokens[text] for text in options])
+            which, score = likeliest(backbone, head.output(), before, question, answers)
+            text, (first, begin) = list(options.items())[which]
+            question, total, more = question + tokens[text], total + score, text.endswith(MORE)
             found += [(score, first, begin, kind)] if begin else []
     return [total, *_without_overlaps(found, label)]
 
@@ -154,57 +162,88 @@ def _without_overlaps(found: list[tuple[float, int, int, int]], label: Tagged) -
     return label._replace(entities=tuple(places)).tags()
 
 
-def likeliest(backbone, output: torch.Tensor, ids: list[int], answers: Sequence[Sequence[int]]) -> tuple[int, float]:
+class Beginnings:
+    """Sequences of tokens as a tree of what they begin with, each beginning once; node 0 is the empty one."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]):
+        self.token, self.path = [-1], [[]]  # of each node; `path`: the nodes from behind 0 to itself
+        self.next: list[dict[int, int]] = [{}]  # of each node, by token
+        self.ends: list[list[tuple[int, int]]] = [[]]  # of each node the sequences that are one token more: that token, and which
+        for which, answer in enumerate(answers):
+            node = 0
+            for token in answer[:-1]:
+                if token not in self.next[node]:
+                    self.next[node][token] = len(self.token)
+                    self.path.append([*self.path[node], len(self.token)])
+                    self.token.append(token)
+                    self.next.append({})
+                    self.ends.append([])
+                node = self.next[node][token]
+            self.ends[node].append((answer[-1], which))
+
+    def likeliest(self, bounds: dict[int, float]) -> list[int]:
+        """Which nodes to read next, of those whose beginnings were read: the likeliest AT_ONCE, among them what follows them as if each further token
+        took AHEAD off, for a pass over few tokens takes nearly as long as one over many."""
+        waiting = [(-bound, node) for node, bound in bounds.items()]
+        heapify(waiting)
+        found: list[int] = []
+        while waiting and len(found) < AT_ONCE:
+            cost, node = heappop(waiting)
+            found.append(node)
+            for other in self.next[node].values():
+                heappush(waiting, (cost + AHEAD, other))
+        return found
+
+    def laid(self, nodes: list[int], place: dict[int, int], front: int, device: torch.device) -> Rows:
+        """Nodes in one row, each of which sees the `front` tokens in front of all and its own beginning. `place`: of all that were read before; these
+        join them."""
+        for node in nodes:
+            place[node] = front + len(place)
+        seen = torch.zeros(len(nodes), front + len(place), dtype=torch.bool)
+        seen[:, :front] = True
+        seen[tuple(zip(*((row, place[other]) for row, node in enumerate(nodes) for other in self.path[node])))] = True
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        positions = torch.tensor([[front + len(self.path[node]) - 1 for node in nodes]])
+        ids = torch.tensor([[self.token[node] for node in nodes]])
+        return Rows(ids.to(device), positions.to(device), mask.to(device), torch.arange(len(nodes), device=device), [])
+
+
+def likeliest(backbone, output: torch.Tensor, before: Cache, front: list[int], answers: Sequence[Sequence[int]]) -> tuple[int, float]:
     """Which of some sequences of tokens is the likeliest behind a text, the first of equals, and its log-probability.
 
-    The text is read once. What answers begin with in common is followed once, and the likeliest beginnings first: as a sequence is at most as
-    probable as its first token, those that begin with one less probable than a whole answer need not be read.
+    `before`: what was read of the text; `front`: its last tokens, one at least, which are read here. What answers begin with in common is read once,
+    and the likeliest beginnings first: since a sequence is at most as probable as its beginning, those less probable than a whole answer are not
+    read on.
     """
-    stems = sorted({tuple(answer[:-1]) for answer in answers})
-    paths = [path for path, other in zip(stems, [*stems[1:], ()]) if other[: len(path)] != path]
-    of_path: list[list[int]] = [[] for _ in paths]
-    for i, answer in enumerate(answers):
-        of_path[bisect_left(paths, tuple(answer[:-1]))].append(i)
-    cache = backbone.encode_context(ids[:-1]) if len(ids) > 1 else None
-    first = foretold(backbone, output, [ids[-1:]], cache)[0][0]
-    bounds = first[torch.tensor([path[0] if path else answers[of_path[i][0]][0] for i, path in enumerate(paths)])].tolist()
-    order = sorted(range(len(paths)), key=lambda i: -bounds[i])
-    which, best = 0, -torch.inf
-    for begin in range(0, len(order), AT_ONCE):
-        some = [i for i in order[begin : begin + AT_ONCE] if bounds[i] >= best]
-        if not some:
-            break
-        for i, words in zip(some, foretold(backbone, output, [[ids[-1], *paths[i]] for i in some], cache)):
-            so_far = [0.0]
-            for depth, token in enumerate(paths[i]):
-                so_far.append(so_far[-1] + words[depth, token].item())
-            for k in of_path[i]:
-                depth = len(answers[k]) - 1
-                score = so_far[depth] + words[depth, answers[k][-1]].item()
-                if (score, -k) > (best, -which):
-                    which, best = k, score
-    return which, best
+    tree, past, length = Beginnings(answers), backbone.past(before), before[0][0].shape[2] if before else 0
+    hidden = backbone.hidden_behind(next(pack([front], backbone.device, length)), past)
+    which, best, bounds, nodes, place = 0, -torch.inf, {0: 0.0}, [0], {}
+    while True:
+        words = hidden @ output.T
+        asked = [(row, token) for row, node in enumerate(nodes) for token in (*tree.next[node], *(token for token, _ in tree.ends[node]))]
+        row, token = torch.tensor(asked, device=words.device).T
+        scores = iter((words[row, token] - words.logsumexp(1)[row]).tolist())
+        for node in nodes:
+            so_far = bounds.pop(node)
+            bounds |= {other: so_far + next(scores) for other in tree.next[node].values()}
+            for _, k in tree.ends[node]:
+                best, which = max((best, which), (so_far + next(scores), k), key=lambda one: (one[0], -one[1]))
+        bounds = {node: bound for node, bound in bounds.items() if bound >= best}
+        if not bounds:
+            return which, best
+        nodes = tree.likeliest(bounds)
+        hidden = backbone.hidden_behind(tree.laid(nodes, place, length + len(front), backbone.device), past)
 
 
-def foretold(backbone, output: torch.Tensor, texts: list[list[int]], cache) -> list[torch.Tensor]:
-    """Of each text the log-probabilities of all words behind each of its tokens, (tokens, vocabulary), behind a context that was read before."""
-    found: list[torch.Tensor] = [torch.empty(0)] * len(texts)
-    for rows in pack(texts, backbone.device, cache[0][0].shape[2] if cache else 0, BUDGET):
-        lengths = [len(texts[i]) for i in rows.texts]
-        places = torch.cat([torch.arange(end - n + 1, end + 1) for end, n in zip(rows.last.tolist(), lengths)]).to(backbone.device)
-        hidden = backbone.hidden(replace(rows, last=places), cache)
-        for i, part in zip(rows.texts, hidden.split(lengths)):
-            found[i] = (part @ output.T).log_softmax(1)
-    return found
-
-
-def evaluated(task, logits: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Per evaluation set: its domain, the kind's metrics, and score, count and yardstick by each break-down the task file names."""
+def evaluated(task, logits: dict[str, np.ndarray], shots: pd.DataFrame | None = None) -> dict[str, dict]:
+    """Per evaluation set: its domain, the kind's metrics, what a rule made of the shots gets, where they are given and the kind has such; and score,
+    count and yardstick by each break-down the task file names."""
     result = {}
     for name, rows in task.evaluation.items():
         gold = task.kind.gold(rows)
         by = [column if column != "label" else "gold" for column in task.file.evaluation[name].break_down_by]
         result[name] = {"domain": task.file.evaluation[name].domain, **task.kind.metrics(gold, logits[name]), "by": {}}
+        result[name] |= task.kind.ruled(gold, shots) if shots is not None else {}
         for group, part in rows[by].reset_index(drop=True).groupby(by) if by else []:
             result[name]["by"]["/".join(map(str, group))] = task.kind.part(gold[part.index], logits[name][part.index])
     return result

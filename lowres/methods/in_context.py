@@ -19,7 +19,7 @@ from lowres.methods.evaluation import predict
 from lowres.models.batches import Inputs, encode, pack
 from lowres.models.heads import PIECE, read_behind
 from lowres.models.inputs import tokens_after_text
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import kind_of_file
 from lowres.tasks.shots import draw
 from lowres.tasks.task_file import CHOICE, TaskFile, filled, read_task
 
@@ -137,7 +137,7 @@ def empty_example(spec: TaskFile) -> pd.DataFrame:
     """A row that says nothing: every text column is "N/A"."""
     import pandas as pd
 
-    return pd.DataFrame([{**dict.fromkeys(spec.text, CONTENT_FREE), "label": KINDS[spec.kind].blank(CONTENT_FREE)}])
+    return pd.DataFrame([{**dict.fromkeys(spec.text, CONTENT_FREE), "label": kind_of_file(spec).blank(CONTENT_FREE)}])
 
 
 def content_free(backbone, spec: TaskFile, pattern: str) -> Inputs:

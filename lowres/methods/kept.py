@@ -28,7 +28,7 @@ from lowres.models.backbone import Backbone, load_backbone, resolved_precision, 
 from lowres.models.batches import encode
 from lowres.models.heads import Verbalizer, read_behind
 from lowres.models.weights import context_length, load_tokenizer, prefix_tokens
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import KINDS, kind_of_file
 from lowres.tasks.load import Task
 from lowres.tasks.task_file import fields, filled, read_task
 
@@ -43,7 +43,7 @@ QUESTIONS = ("keep: of several labels a text, a method with label words asks a q
 
 def check_can_be_kept(method: str, p) -> None:
     """Raises BadInput for a method that leaves no weights of its own."""
-    kind = KINDS[read_task(p.task).kind]
+    kind = kind_of_file(read_task(p.task))
     if not kind.kept:
         raise BadInput(f"keep: models of tasks of kind {kind.name} cannot be kept yet")
     if method == "in_context":

@@ -71,7 +71,15 @@ class Backbone:
 
     def hidden(self, rows, cache: Cache | None = None) -> torch.Tensor:
         """The final hidden states at `rows.last`, (texts, width) or (texts, places, width), in float32. The `cache` in front stays as it is."""
-        return self._states(rows, _shared(cache, len(rows.ids)) if cache else None).flatten(0, 1)[rows.last].float()
+        return self.hidden_behind(rows, _shared(cache, len(rows.ids)) if cache else None)
+
+    def hidden_behind(self, rows, past) -> torch.Tensor:
+        """The same behind a `past` of transformers' own, which grows by the rows."""
+        return self._states(rows, past).flatten(0, 1)[rows.last].float()
+
+    def past(self, cache: Cache):
+        """Such a past, for one row: a context's, which stays as it is."""
+        return _shared(cache, 1)
 
     @torch.no_grad()
     def encode_context(self, tokens: list[int]) -> Cache:

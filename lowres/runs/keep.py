@@ -29,7 +29,7 @@ from lowres.runs.process import run_notebook
 from lowres.runs.progress import time_text
 from lowres.runs.status import NOTEBOOKS, FingerprintInputs
 from lowres.runs.study import Run, Study
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import kind_of_file
 from lowres.tasks.load import load_task, sha256
 from lowres.tasks.shots import draw
 from lowres.tasks.table import Table, pieces
@@ -149,8 +149,8 @@ def _checked(made: Path, scratch: Path, run: Run, seed: int, all_rows: bool) -> 
                           capture_output=True, text=True, cwd=scratch)
     if done.returncode:
         raise BadInput(f"keep: {loader} cannot load what was made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    kind, labels = KINDS[about["kind"]], about["labels"]
-    told = lambda logits: np.asarray(kind.stored(kind.chosen(logits), labels))  # noqa: E731
+    kind = kind_of_file(read_task(run.parameters.task))
+    told = lambda logits: np.asarray(kind.answered(logits, about["labels"]))  # noqa: E731
     found, asked = np.load(scratch / "found.npy"), whole[columns].to_numpy()
     others, farthest = int((told(found) != told(asked)).sum()), float(np.abs(found - asked).max(initial=0))
     if farthest > NEAR[about["precision"]] or (others and about["precision"] == "float32"):
@@ -181,8 +181,8 @@ A classifier with the labels {', '.join(f'`{label}`' for label in spec.labels)},
 
 ## Use
 
-{_example(about)}`lowres predict FOLDER FILE`; from Python, `lowres.load("FOLDER").predict(texts)`. Inputs are read to {about['max_length']} tokens;
-the end of a longer text is not.
+{_example(about, kind_of_file(spec).several)}`lowres predict FOLDER FILE`; from Python, `lowres.load("FOLDER").predict(texts)`.
+Inputs are read to {about['max_length']} tokens; the end of a longer text is not.
 
 ## How good it is
 
@@ -196,14 +196,14 @@ Not tried: other texts than these sets, other languages, whether its probabiliti
 """
 
 
-def _example(about: dict[str, Any]) -> str:
+def _example(about: dict[str, Any], several: bool) -> str:
     """The lines by which plain transformers answers; of a baseline none, since it is scikit-learn's."""
     if "classifier" in about:
         return ""
     places = ", ".join(f"{name}={name}" for name in about["text"])
     call = f"PATTERN.format({places})" if all(map(str.isidentifier, about["text"])) else "PATTERN with the texts in its places"
     answer = "print([label for i, label in model.config.id2label.items() if logits[0, i] > 0], logits.sigmoid().tolist())" \
-        if KINDS[about["kind"]].several else "print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())"
+        if several else "print(model.config.id2label[int(logits.argmax())], logits.softmax(1).tolist())"
     return f"""```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 PATTERN = {about['pattern']!r}

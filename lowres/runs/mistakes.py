@@ -11,7 +11,7 @@ import pandas as pd
 from lowres.files import BadInput
 from lowres.runs import records
 from lowres.runs.study import Run
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import KINDS, kind_of_file
 from lowres.tasks.load import Task, load_task
 from lowres.tasks.task_file import read_task
 
@@ -27,7 +27,7 @@ def mistakes(runs: Iterable[tuple[Run, list[dict[str, Any]]]]) -> pd.DataFrame:
         p, seeds = run.parameters, [trial["seed"] for trial in trials]
         table = records.read_predictions(run.folder) if trials else pd.DataFrame()
         spec = read_task(p.task)
-        if len(table) and len(lines := wrong_rows(table[table["trial"].isin(seeds)], spec.labels, KINDS[spec.kind])):
+        if len(table) and len(lines := wrong_rows(table[table["trial"].isin(seeds)], spec.labels, kind_of_file(spec))):
             asked = {"method": run.method, "variant": run.variant, "task": Path(p.task).stem, "shots": p.shots}
             parts.append(_with_texts(lines.assign(**asked)[[*asked, *lines]], p))
     return in_order(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame()

@@ -51,7 +51,7 @@ def summary(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     found = {"metric": first["metric"] if "metric" in given else "accuracy", "accuracy": _means(each("accuracy"))}
     found["low"], found["high"] = _intervals(each("accuracy"), 0)
-    found |= {name: _means(each(name)) for name in ("constant", *UNTRAINED, "exact_match", *STEPS) if name in given}
+    found |= {name: _means(each(name)) for name in ("constant", "from_shots", *UNTRAINED, "exact_match", *STEPS) if name in given}
     found["uneven"] = groups["uneven"].agg(lambda values: values.eq(True).any()).astype(bool) if "uneven" in given else False
     found["macro-F1"] = _means(each("macro_f1"))
     found["f1 low"], found["f1 high"] = _intervals(each("macro_f1"), 0)
@@ -100,7 +100,8 @@ def verdict(row: pd.Series) -> str:
     """Whether anything was learnt: accuracy's interval against the constant prediction, and MCC's against 0.
 
     Shots are balanced and sets may not be: there answers can tell the labels apart (MCC above 0) and be right less often than a constant.
-    What neither accuracy nor MCC shows to be above both yardsticks, where the untrained model was measured, is to be had without training.
+    What neither accuracy nor MCC shows to be above both yardsticks, where the untrained model was measured, is to be had without training; so is
+    accuracy that is not above what a rule made of the shots gets, where the kind has one.
     """
     if np.isnan(row["low"]):
         return "one trial: no interval" if row["trials"] == 1 else "trials agree: no interval"
@@ -109,14 +110,15 @@ def verdict(row: pd.Series) -> str:
     reading += ", MCC above 0" if tells and not above else ""
     before, before_mcc = (row.get(name, np.nan) for name in UNTRAINED)
     learnt = row["low"] > np.fmax(row["constant"], before) or row["mcc low"] > np.fmax(0, before_mcc)
-    return reading + (", not above untrained" if (above or tells) and not learnt else "")
+    reading += ", not above untrained" if (above or tells) and not learnt else ""
+    return reading + (", not above the rule from the shots" if above and row["low"] <= row.get("from_shots", np.nan) else "")
 
 
 def printable(table: pd.DataFrame) -> pd.DataFrame:
     """The summary as it is read: percentages and one text for mean and interval; every viewer shows it."""
     numbers = ["metric", "accuracy", "low", "high", "constant", "uneven", "macro-F1", "f1 low", "f1 high", "constant f1", "exact_match", "mcc",
                "mcc low", "mcc high", "one label", "seconds", "trials", "distinct", "rows"]
-    shown = table.drop(columns=[*numbers, *UNTRAINED, *STEPS], errors="ignore")
+    shown = table.drop(columns=[*numbers, "from_shots", *UNTRAINED, *STEPS], errors="ignore")
     percent = lambda value: "" if np.isnan(value) else f"{100 * value:.1f}"  # noqa: E731
     third = lambda value: "" if np.isnan(value) else f"{value:.3f}"  # noqa: E731
     if table["uneven"].any():
@@ -127,6 +129,8 @@ def printable(table: pd.DataFrame) -> pd.DataFrame:
         for a, low, high in zip(table["accuracy"], table["low"], table["high"])
     ]
     shown["constant, %"] = table["constant"].map(percent)
+    if "from_shots" in table and table["from_shots"].notna().any():
+        shown["rule from the shots, %"] = table["from_shots"].map(percent)
     if "untrained" in table and table["untrained"].notna().any():
         shown["untrained, % (MCC)"] = [percent(a) + (f" ({third(mcc)})" if third(mcc) else "") for a, mcc in table[UNTRAINED].to_numpy()]
     shown["reading"] = table.apply(verdict, axis=1)

@@ -31,7 +31,7 @@ from lowres.runs.execute import analysis_mark
 from lowres.runs.status import NOTEBOOKS
 from lowres.runs.study import Run, Study, read_study
 from lowres.site.render import TEMPLATES, Body, markdown, notebook_body, read_notebook
-from lowres.tasks.kinds import KINDS
+from lowres.tasks.kinds import kind_of_file
 from lowres.tasks.task_file import read_task
 
 ASSETS = ("site.css", "site.js")
@@ -82,7 +82,7 @@ def grids(pages: list[Page]) -> list[Grid]:
     for model, task in dict.fromkeys((page.run.parameters.model, page.run.parameters.task) for page in pages):
         here = [page for page in pages if (page.run.parameters.model, page.run.parameters.task) == (model, task)]
         shots = sorted({page.run.parameters.shots for page in here}, key=lambda count: float("inf") if isinstance(count, str) else count)
-        metric = KINDS[read_task(task).kind].metric
+        metric = kind_of_file(read_task(task)).metric
         grid = Grid(f"{Path(task).stem}, {model}: {records.METRICS[metric]} in-domain / out-of-domain, %", shots,
                     f"grids/{len(found) + 1}.html")
         for line in dict.fromkeys(page.line for page in here):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lowres.tasks.kinds import Classification
+    from lowres.tasks.classification import Classification
     from lowres.tasks.spans import Extraction
 
 UNSEEN = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))  # characters of no width
@@ -87,9 +87,9 @@ class Task:
 
     @property
     def kind(self) -> Classification | Extraction:
-        from lowres.tasks.kinds import KINDS, SCALE
+        from lowres.tasks.kinds import kind_of_file
 
-        return SCALE if self.file.scale else KINDS[self.file.kind]
+        return kind_of_file(self.file)
 
 
 def load_task(name: str, data_dir: str = "", evaluation_rows: int = 0, also_evaluate: Sequence[str] = ()) -> Task:

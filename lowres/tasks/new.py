@@ -14,8 +14,8 @@ import pandas as pd
 import yaml
 
 from lowres.files import ROOT, BadInput, located, near, shown, write_whole
-from lowres.tasks.kinds import JOINED
 from lowres.tasks.load import text_key
+from lowres.tasks.several import JOINED
 from lowres.tasks.table import Table, read_table
 
 LABELS = ("label", "labels", "class", "category", "intent", "sentiment", "target", "tags", "topic", "y")

@@ -38,7 +38,7 @@ class Streams:
 
 def draw(pool: pd.DataFrame, shots: int, seed: int, uneven: bool = False) -> pd.DataFrame:
     """`shots` examples of each label from the pool, alternating labels: a frame of (shots * labels) rows. Where rows may have several labels, at
-    least so many of each (`kinds.MultiLabel.drawn`).
+    least so many of each (`several.MultiLabel.drawn`).
 
     Depends on the seed and the pool alone, so every method sees the same examples. Draws are nested: those of 2 shots
     are the first of those of 16. Raises BadInput if a label has too few examples, unless `uneven`: then it gives what it has.

@@ -90,7 +90,8 @@ def token_f1(said: str, gold: str) -> float:
 class Extraction:
     """An answer is a span of the row's passage. Logits are (rows, 3): its first character, the one behind its last, its log-probability."""
 
-    name, metric, loss, several, kept = "extraction", "f1", "span", True, ""
+    name, metric, loss, several, kept, form = "extraction", "f1", "span", True, "", Answer
+    nothing = "0:0"  # how predictions keep an answer that is none
     without = {"method": ("distillation", "baselines"), "adapt": ("pattern",), "loss": ("vocabulary",), "scoring": ("likelihood",),
                "word_score": ("mean", "first", "character", "unconditional"), "class_weights": ("balanced",), "fidelity": ("as_coded",),
                "peft_type": VIRTUAL, "label_words": (), "demonstrations": (), "calibrate": (), "choose": ()}
@@ -170,9 +171,12 @@ class Extraction:
 
     def constant(self, gold: np.ndarray) -> float:
         """The best F1 of a fixed rule: always the passage's first word, or its first two, …; or never an answer."""
-        first = lambda text, count: text.split(maxsplit=count)[:count]  # noqa: E731
-        return max(float(np.mean([token_f1(" ".join(first(answer.passage.text, count)), answer.text) for answer in gold]))
-                   for count in range(FIRST_WORDS + 1))
+        return max(_of_first_words(gold, count) for count in range(FIRST_WORDS + 1))
+
+    def ruled(self, gold: np.ndarray, shots: pd.DataFrame) -> dict[str, float]:
+        """As `from_shots` F1 of the passage's first words, as many as the examples' answers have most often (of equals the fewest)."""
+        lengths = Counter(len(answer.text.split()) for answer in shots["label"])
+        return {"from_shots": _of_first_words(gold, min(lengths, key=lambda count: (-lengths[count], count)))}
 
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float | str]:
         scores = [token_f1(one.text, other.text) for one, other in zip(self.said(gold, logits), gold)]
@@ -185,7 +189,7 @@ class Extraction:
         return {"label": [answer.place for answer in gold], "prediction": [answer.place for answer in same]}
 
     def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-        return predictions.assign(**{name: predictions[name].replace("0:0", "(none)") for name in ("label", "prediction")})
+        return predictions.assign(**{name: predictions[name].replace(self.nothing, "(none)") for name in ("label", "prediction")})
 
     def decisions(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         """A line a row: whether it has an answer, and where what was said stands to that."""
@@ -195,6 +199,12 @@ class Extraction:
 
     def confidence(self, logits: np.ndarray) -> np.ndarray:
         return np.exp(logits[:, 2])
+
+
+def _of_first_words(gold: np.ndarray, count: int) -> float:
+    """F1 of always answering so many of the passage's first words."""
+    first = (" ".join(answer.passage.text.split(maxsplit=count)[:count]) for answer in gold)
+    return float(np.mean([token_f1(said, answer.text) for said, answer in zip(first, gold)]))
 
 
 def _stands(gold: tuple[int, int], said: tuple[int, int]) -> str:

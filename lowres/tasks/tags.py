@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lowres.files import BadInput
+from lowres.tasks.classification import greedily
 from lowres.tasks.spans import Extraction, Passage
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def entities(tags: list[int]) -> tuple[tuple[int, int, int], ...]:
 class Tagging(Extraction):
     """Entities among a text's words, which are parted by single spaces. Logits are (rows, 1 + most words): the log-probability, each word's tag."""
 
-    name, metric, loss = "tagging", "entity_f1", "tags"
+    name, metric, loss, form, nothing = "tagging", "entity_f1", "tags", Tagged, ""
 
     def labels_in(self, table: Table, spec: TaskFile, source: Source) -> pd.Series:
         """Each row's entities. Raises BadInput for tags that are not as many as words, that break BIO, or of an unknown type."""
@@ -97,20 +98,9 @@ class Tagging(Extraction):
         return np.bincount([kind for label in rows["label"] for *_, kind in label.entities], minlength=labels)
 
     def drawn(self, pool: pd.DataFrame, shots: int, stream: np.random.Generator, uneven: bool) -> list[int]:
-        """Places in the pool, greedily (Yang and Katiyar 2020, arXiv 2010.02405): the pool's rarest type first, each that has not enough entities
-        gets the next row of the permuted pool with one. In rounds, so that the draw of 2 shots is the first rows of that of 16."""
-        of_row = np.array([np.bincount([kind for *_, kind in label.entities], minlength=len(label.questions)) for label in pool["label"]])
-        total, order = of_row.sum(axis=0), stream.permutation(len(pool))
-        if total.min() < shots and not uneven:
-            raise BadInput(f"shots: {shots} is more than the {total.min()} examples that the pool has of label {total.argmin()}")
-        waiting = {kind: iter(order[of_row[order, kind] > 0]) for kind in np.argsort(total, kind="stable")}
-        found, have = {}, np.zeros(len(total), int)
-        for nth in range(1, shots + 1):
-            for kind, rows in waiting.items():
-                if have[kind] < nth and (row := next((row for row in rows if row not in found), None)) is not None:
-                    found[row] = None
-                    have += of_row[row]
-        return list(found)
+        """Places in the pool, as `greedily` draws them."""
+        of_row = [np.bincount([kind for *_, kind in label.entities], minlength=len(label.questions)) for label in pool["label"]]
+        return greedily(np.array(of_row), shots, stream, uneven)
 
     def outputs(self, labels: list[str]) -> list[str]:
         return ["log_probability"]
@@ -134,6 +124,16 @@ class Tagging(Extraction):
     def constant(self, gold: np.ndarray) -> float:
         return 0.0
 
+    def ruled(self, gold: np.ndarray, shots: pd.DataFrame) -> dict[str, float]:
+        """As `from_shots` entity F1 of a dictionary of the examples' entities, each with the type that it has most often there (of equals the first):
+        from the left, the longest one that words spell is said to be there."""
+        types: dict[tuple[str, ...], Counter[int]] = {}
+        for label in shots["label"]:
+            for first, last, kind in label.entities:
+                types.setdefault(tuple(label.passage.text.split()[first:last]), Counter())[kind] += 1
+        known = {words: min(counts, key=lambda kind: (-counts[kind], kind)) for words, counts in types.items()}
+        return {"from_shots": _entity_f1([label.entities for label in gold], [_looked_up(label.passage.text.split(), known) for label in gold])}
+
     def part(self, gold: np.ndarray, logits: np.ndarray) -> dict[str, float | str]:
         score = _entity_f1([label.entities for label in gold], self.found(gold, logits))
         return {"metric": self.metric, self.metric: score, "n": len(gold), "constant": self.constant(gold)}
@@ -141,9 +141,6 @@ class Tagging(Extraction):
     def answers(self, rows: pd.DataFrame, logits: np.ndarray, labels: list[str]) -> dict[str, list[str]]:
         gold = self.gold(rows)
         return {"label": [_told(label.entities, labels) for label in gold], "prediction": [_told(row, labels) for row in self.found(gold, logits)]}
-
-    def named(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
-        return predictions.assign(**{name: predictions[name].replace("", "(none)") for name in ("label", "prediction")})
 
     def decisions(self, predictions: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
         """A line an entity, one that is there or one that was said: its type and what was said of the same words."""
@@ -181,6 +178,16 @@ def _read(said: str, text: str, names: dict[str, str | None], labels: list[str])
 
 def _told(found: tuple[tuple[int, int, int], ...], labels: list[str]) -> str:
     return "|".join(f"{first}:{last} {labels[kind]}" for first, last, kind in found)
+
+
+def _looked_up(words: list[str], known: dict[tuple[str, ...], int]) -> tuple[tuple[int, int, int], ...]:
+    """The entities among a text's words that a dictionary has."""
+    found, i, longest = [], 0, max(map(len, known), default=0)
+    while i < len(words):
+        length = next((length for length in range(longest, 0, -1) if tuple(words[i : i + length]) in known), 0)
+        found += [(i, i + length, known[tuple(words[i : i + length])])] if length else []
+        i += length or 1
+    return tuple(found)
 
 
 def _entity_f1(gold: list[tuple], said: list[tuple]) -> float:
