@@ -200,6 +200,12 @@ def journalled(folder: Path | str) -> list[int]:
     return sorted(int(name[5:-5]) for name in names if name.startswith("seed-") and name.endswith(".json") and name[5:-5].isdigit())
 
 
+def read_trial(folder: Path, seed: int, expected: str | None = None) -> dict[str, Any] | None:
+    """A finished trial, or None if it is missing, damaged or of another fingerprint."""
+    trial = read_trials(folder)[0].get(seed)
+    return trial if trial and expected in (None, trial.get("fingerprint")) else None
+
+
 def read_predictions(folder: Path) -> pd.DataFrame:
     """The predictions of all of a run's trials that count, by trial."""
     import pandas as pd
