@@ -47,8 +47,7 @@ def run_study(
     study: Study, statuses: list[Status], todo: list[Run], options: Options, tell: Callable[[str], None] = print, expected: Expected | None = None,
 ) -> Outcome:
     """Executes `todo`. One failure never stops the others, unless that is asked for."""
-    locks.sweep()
-    _sweep_stops(study)
+    locks.tidy(study.folder, (run.folder for run in study.runs))
     stop = study.folder / f".stop-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     try:
         with locks.scratch_folder() as folder, Interrupts() as interrupts:
@@ -65,9 +64,7 @@ def run_study(
                     return Loop(cluster, todo, options, progress, interrupts).run()
     finally:
         stop.unlink(missing_ok=True)
-        for run in todo:
-            locks.remove_dead_lock(run.folder)
-        locks.sweep()
+        locks.tidy(study.folder, (run.folder for run in todo))
         locks.remove_empty(study.folder)
 
 
@@ -259,13 +256,3 @@ class Loop:
             located(self.options.stop).touch()
         except OSError:  # a full disk: then nothing can be finished either
             self.interrupts.count = max(2, self.interrupts.count)
-
-
-def _sweep_stops(study: Study) -> None:
-    """Signs that a killed runner of this host left."""
-    for sign in (sign for kind in (".stop", ".seen") for sign in study.folder.glob(f"{kind}-{socket.gethostname()}-*")):
-        with suppress(OSError, ValueError):
-            try:
-                os.kill(int(sign.name.split("-")[-2]), 0)
-            except ProcessLookupError:
-                sign.unlink()
