@@ -216,7 +216,8 @@ def eventually(condition: Callable[[], object], what: str, patience: float = PAT
 def nothing_is_left(study: Study, temporary: Path, processes: Iterable[psutil.Process] = ()) -> None:
     """No kernels, sockets, scratch folders or locks, and no half files."""
     eventually(lambda: not [p for p in processes if lives(p)], "processes to end")
-    assert left_over(study, temporary) == []
+    left = left_over(study, temporary)
+    assert not left, left
 
 
 def left_over(study: Study, temporary: Path) -> list[str]:

@@ -27,12 +27,12 @@ from lowres.runs.process import NotebookResult, kill_kernels
 from lowres.runs.progress import Expected, Progress
 from lowres.runs.status import Status, failure_folder
 from lowres.runs.study import Run, Study
+from lowres.runs.workers import LOST
 
 ASK_AGAIN = 2.0  # seconds until a run that another process is at work on is asked for again
 LOOK_EVERY, HEAL_EVERY = 1.0, 5.0  # after the workers that there are, and those that are missing
 MOST_UNBEGUN = 20
 ALONE = 10.0  # seconds without a worker until that is told
-LOST = "the connection to the Dask scheduler is lost; what is finished is kept: lowres run continues after it"
 
 
 @dataclass
@@ -148,10 +148,7 @@ class Loop:
         if self.looked > self.healed + HEAL_EVERY:
             self.healed = self.looked
             self.cluster.heal()
-        try:
-            slots = self.cluster.slots(self.progress.line)
-        except OSError:
-            raise ConnectionError(LOST) from None
+        slots = self.cluster.slots(self.progress.line)
         for future, given in list(self.runs.items()):
             if given.worker not in slots:
                 future.cancel()
