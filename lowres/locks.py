@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 PREFIX = "lowres-"
 LONGEST = 88  # a socket's path has at most 107 characters (103 on macOS), and names follow
 LOCK = ".lock"
+SIGNS = (".stop", ".seen")  # of a runner, named by its host and process, to its kernels and workers
 
 
 class Busy(Exception):
@@ -30,14 +31,37 @@ def scratch_folder() -> Iterator[Path]:
     base = tempfile.gettempdir()
     if len(base) + len(PREFIX) + 9 > LONGEST and Path("/tmp").is_dir():
         base = "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    owner = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    folder, owner = _made(base)
     try:
-        fcntl.flock(owner, fcntl.LOCK_EX)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(folder)
         os.close(owner)
+
+
+def _made(base: str) -> tuple[Path, int]:
+    """A new folder, and its lock as an open file."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+        with suppress(FileNotFoundError):  # a sweep took it for a dead one's
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / LOCK).exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """The lock last: whoever is killed here leaves what the next sweep knows. To be called by the lock's owner."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
+    if [path.name for path in folder.iterdir()] == [LOCK]:  # else a dying process still writes
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 def sweep() -> None:
@@ -45,13 +69,37 @@ def sweep() -> None:
     for base in {tempfile.gettempdir(), "/tmp"}:
         for folder in Path(base).glob(f"{PREFIX}????????"):
             with suppress(OSError):
-                if folder.stat().st_uid != os.getuid():
-                    continue
-                if (folder / LOCK).exists():
-                    if not held(folder / LOCK):
-                        shutil.rmtree(folder, ignore_errors=True)
-                elif time.time() - folder.stat().st_mtime > 60:  # a newer one may be about to be locked
-                    shutil.rmtree(folder, ignore_errors=True)
+                if folder.stat().st_uid == os.getuid():
+                    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return folder.rmdir()  # empty: who is about to lock it makes another
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(folder)
+    finally:
+        os.close(lock)
+
+
+def tidy(study: Path, runs: Iterable[Path]) -> None:
+    """Removes what killed runners left: their temporary folders, dead locks of `runs`, signs, and what an analysis was writing."""
+    sweep()
+    for run in runs:
+        remove_dead_lock(run)
+    for half in (path for path in study.glob(".*-????????") if not path.name.startswith(SIGNS)):
+        with suppress(OSError):
+            if time.time() - half.stat().st_mtime > 60:  # else somebody may be about to rename it
+                half.unlink()
+    for sign in (sign for kind in SIGNS for sign in study.glob(f"{kind}-{socket.gethostname()}-*")):
+        with suppress(OSError, ValueError):
+            try:
+                os.kill(int(sign.name.split("-")[-2]), 0)
+            except ProcessLookupError:
+                sign.unlink()
 
 
 def held(lock: Path | str) -> bool:
@@ -127,7 +175,7 @@ def remove_leftovers(folder: Path) -> None:
 def remove_dead_lock(folder: Path) -> None:
     """A lock file whose owner was killed after its last write."""
     if (folder / LOCK).exists() and not held(folder / LOCK):
-        with suppress(Busy), locked(folder):
+        with suppress(Busy, OSError), locked(folder):
             remove_leftovers(folder)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import faults
 import pytest
 from stand_ins import short_folder
 from toys import GRAMMAR
@@ -129,6 +130,22 @@ def pytest_sessionfinish(session, exitstatus) -> None:
     asked = session.config.option
     if exitstatus == 0 and asked.markexpr == "slow" and not (asked.keyword or asked.file_or_dir):  # all of them, and nothing else
         SLOW_PASSED.write_text(guarded() + "\n")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What faults came to, where chaos was asked for."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    if tolls := [value for report in reports if report.when == "call" for key, value in report.user_properties if key == "toll"]:
+        terminalreporter.section("faults and what came of them")
+        for line in faults.table(tolls):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def toll(record_property) -> faults.Toll:
+    """Of the test's fault: what it did to its studies, told in the table at the end."""
+    record_property("toll", found := faults.Toll(""))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Tiny notebooks that stand for a method: they keep trials and a record as real ones do, and train nothing.
 
-    python tests/stand_ins.py STUDY OUTPUTS NOTEBOOKS WORKERS      runs a study as `lowres run` does, without its check of models
+    python tests/stand_ins.py STUDY OUTPUTS NOTEBOOKS WORKERS RETRIES    runs a study as `lowres run` does, without its check of models
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ import yaml
 
 from lowres import files
 from lowres.files import ROOT, located
-from lowres.locks import NOTEBOOK, SCRATCH, STOP, Interrupted
+from lowres.locks import NOTEBOOK, SCRATCH, STOP, Interrupted, tidy
 from lowres.parameters import METHODS, validated
 from lowres.runs import records
 from lowres.runs.command import chosen
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import nbformat
 
 PATIENCE = 600  # seconds until something that must happen is given up; nothing waits so long when all is well
+BORROWED = "STAND_INS_FORKS"  # an environment variable: the name of who forks kernels for this process, instead of one of its own
 
 
 def keep_trials(method: str, values: dict, work: Callable[[int], None] = lambda seed: None) -> None:
@@ -141,18 +143,42 @@ def short_folder() -> Iterator[Path]:
 
 def start_runner(study: Study, notebooks: str, temporary: Path, workers: int = 2, retries: int = 2, **environment: str) -> subprocess.Popen:
     """A runner in a process of its own, and in a process group of its own, as a terminal's."""
-    command = [sys.executable, __file__, str(study.path), str(study.folder.parent), notebooks, str(workers), str(retries)]
+    command = [__file__, str(study.path), str(study.folder.parent), notebooks, str(workers), str(retries)]
+    return start_process(command, temporary, **environment)
+
+
+def start_process(arguments: list[str], temporary: Path, **environment: str) -> subprocess.Popen:
+    """Python, in a session of its own, and with its temporary files apart. It hears Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, and so would be whatever is started
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary), **environment}, start_new_session=True,
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary), **environment}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
 
 
+def borrow() -> None:
+    """This process has its kernels forked by another one's, if it was given one: half of what a runner's start takes are its own's imports."""
+    from lowres.runs.process import forks
+
+    if name := os.environ.get(BORROWED, ""):
+        forks.name, forks.wanted, forks.fits = name, lambda *_, **__: name, lambda *_: True
+
+
+def dask_setup(_worker: object) -> None:
+    """For a Dask worker with `--preload tests.stand_ins`."""
+    borrow()
+
+
 def family(runner: subprocess.Popen) -> list[psutil.Process]:
-    try:
-        return psutil.Process(runner.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    """Its processes, and the kernels that this process's have forked for it (for one at a time)."""
+    from lowres.runs.process import forks
+
+    found = []
+    for process in (runner, forks.process):
+        with suppress(psutil.NoSuchProcess):
+            found += psutil.Process(process.pid).children(recursive=True) if process else []
+    return found
 
 
 def kernels(runner: subprocess.Popen) -> list[psutil.Process]:
@@ -187,23 +213,34 @@ def eventually(condition: Callable[[], object], what: str, patience: float = PAT
     raise AssertionError(f"waited {patience} s in vain for {what}")
 
 
-def nothing_is_left(study: Study, temporary: Path, processes: list[psutil.Process] = ()) -> None:
+def nothing_is_left(study: Study, temporary: Path, processes: Iterable[psutil.Process] = ()) -> None:
     """No kernels, sockets, scratch folders or locks, and no half files."""
-    eventually(lambda: not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "processes to end")
-    left = [str(file) for file in temporary.rglob("*")]
-    assert left == [], left
-    hidden = [file for file in study.folder.rglob(".*")]
-    assert hidden == [], hidden
+    eventually(lambda: not [p for p in processes if lives(p)], "processes to end")
+    left = left_over(study, temporary)
+    assert not left, left
+
+
+def left_over(study: Study, temporary: Path) -> list[str]:
+    return [str(file) for file in (*temporary.rglob("*"), *study.folder.rglob(".*"))]
+
+
+def lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def main() -> None:
     from lowres.runs.execute import Options
     from lowres.runs.scheduling import run_study
 
+    borrow()
     path, outputs, notebooks, count, retries = sys.argv[1:]
     study = read_study(path, outputs=outputs)
     statuses = all_statuses(study)
     todo = chosen(statuses, frozenset())
+    if not todo:
+        tidy(study.folder, (run.folder for run in study.runs))
     outcome = run_study(study, statuses, todo, Options(notebooks=notebooks, retries=int(retries), workers=int(count))) if todo else None
     states = [status.state for status in all_statuses(study)]
     sys.exit(130 if outcome and outcome.interrupted else 0 if set(states) == {"done"} else 1)

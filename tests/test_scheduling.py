@@ -11,7 +11,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client
 from distributed.deploy.cluster import Cluster
-from stand_ins import eventually, family, finish, noted, nothing_is_left, start_runner, write_notebook, write_study
+from stand_ins import eventually, family, finish, left_over, noted, nothing_is_left, start_runner, write_notebook, write_study
 from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
@@ -334,6 +334,26 @@ def test_the_exit_code_says_whether_all_is_done(tmp_path, temporary, orders, mon
     assert order() == 1 and len(noted(study)) == 2, "a failed run is not tried again unasked"
     finish(study.runs[1])
     assert order() == 0
+
+
+def test_what_a_killed_runner_left_goes_with_the_next_start_though_all_is_done(tmp_path, temporary, orders, monkeypatch):
+    monkeypatch.setattr("lowres.runs.command._analysed", lambda *_: None)
+    study, order = orders
+    for one in study.runs:
+        finish(one)
+    code = f"""
+import os, socket; from pathlib import Path; from lowres import locks
+with locks.scratch_folder() as folder, locks.locked(Path({str(study.runs[0].folder)!r})):
+    Path({str(study.folder)!r}, f".stop-{{socket.gethostname()}}-{{os.getpid()}}-abc").touch()
+    os.kill(os.getpid(), 9)"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    halves = [study.folder / ".results.csv-abcd1234", study.folder / ".analysis.ipynb-abcd1234"]
+    for half in halves:
+        half.write_text("half")
+    os.utime(halves[0], (0, 0))
+    assert len(left_over(study, temporary)) == 6, "a folder with its lock, a run's lock, a sign, what an analysis was writing"
+    assert order() == 0
+    assert left_over(study, temporary) == [str(halves[1])], "somebody may be writing that"
 
 
 def test_a_finished_study_is_analysed_again_only_when_something_changed(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from distributed.system import MEMORY_LIMIT
 from lowres.files import BadInput, located, read_yaml, shown
 from lowres.runs.execute import Options, pinned
 from lowres.runs.process import forks
-from lowres.runs.workers import Fitness
+from lowres.runs.workers import Fitness, connected
 
 MEMORY_A_WORKER = 5e9  # what training the 135M model takes at most: no more workers than fit
 MOST_ENDED = 2  # jobs for each worker that may end before any worker came
@@ -50,7 +50,8 @@ class Cluster:
 
     def slots(self, tell: Callable[[str], None]) -> dict[str, int]:
         """How many runs at a time each worker takes, by its address."""
-        return self.client.nthreads()
+        with connected():
+            return self.client.nthreads()
 
     def resources(self, worker: str) -> dict[str, float] | None:
         """Which of Dask's a run asks for there."""
@@ -167,7 +168,7 @@ def forking(workers: int, start: bool) -> str:
 
 
 def _silenced() -> None:
-    for name in ("distributed", "tornado.application", "asyncssh"):  # a killed worker is told in our own words
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncssh"):  # a killed worker is told in our own words
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -222,10 +223,11 @@ def given_cluster(address: str, outputs: Path, asked: tuple = ()) -> Iterator[Cl
         raise BadInput(f"--scheduler: no Dask scheduler answers at {address!r}: {error}") from None
     with client:
         fitness = Fitness(client, f"--scheduler {address}", outputs, asked)
-        try:
-            client.wait_for_workers(1, timeout=30)
-        except TimeoutError:
-            raise BadInput(f"--scheduler: the cluster at {address!r} has no workers") from None
+        with connected():
+            try:
+                client.wait_for_workers(1, timeout=30)
+            except TimeoutError:
+                raise BadInput(f"--scheduler: the cluster at {address!r} has no workers") from None
         try:
             fitness.wait()
             yield Remote(client, sum(client.nthreads().values()), fitness)

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from lowres import locks
 from lowres.files import BadInput, shown
 from lowres.models.identity import identity
 from lowres.runs.progress import Expected, problems, summary
@@ -49,6 +50,8 @@ def run_command(name: str, options: Options, data_dir: str | None = None, output
             if status.run in asked:
                 print(f"would execute {status.run.name} ({status.state}, {status.finished} of {status.wanted} trials)")
         return ALL_DONE
+    if not todo:
+        locks.tidy(study.folder, (run.folder for run in study.runs))
     interrupted = _executed(study, statuses, todo, options, expected) if todo else False
     message = None if interrupted else _analysed(whole)
     code = _summed_up(study, all_statuses(study) if todo else statuses, message)

@@ -105,7 +105,8 @@ def _under_lock(run: Run, options: Options) -> tuple[str, str]:
     """Looks again what there is to do, now that nobody else does it: another runner may have been here."""
     if options.stopping:
         return "stopped", ""
-    locks.remove_leftovers(run.folder)
+    for place in (run.folder, failure_folder(run)):
+        locks.remove_leftovers(place)
     status = status_of(run, mine=True)
     if status.state == "done" or (status.state == "stale" and "stale" not in options.rerun):
         return status.state, ""

@@ -27,12 +27,12 @@ from lowres.runs.process import NotebookResult, kill_kernels
 from lowres.runs.progress import Expected, Progress
 from lowres.runs.status import Status, failure_folder
 from lowres.runs.study import Run, Study
+from lowres.runs.workers import LOST
 
 ASK_AGAIN = 2.0  # seconds until a run that another process is at work on is asked for again
 LOOK_EVERY, HEAL_EVERY = 1.0, 5.0  # after the workers that there are, and those that are missing
 MOST_UNBEGUN = 20
 ALONE = 10.0  # seconds without a worker until that is told
-LOST = "the connection to the Dask scheduler is lost; what is finished is kept: lowres run continues after it"
 
 
 @dataclass
@@ -47,8 +47,7 @@ def run_study(
     study: Study, statuses: list[Status], todo: list[Run], options: Options, tell: Callable[[str], None] = print, expected: Expected | None = None,
 ) -> Outcome:
     """Executes `todo`. One failure never stops the others, unless that is asked for."""
-    locks.sweep()
-    _sweep_stops(study)
+    locks.tidy(study.folder, (run.folder for run in study.runs))
     stop = study.folder / f".stop-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     try:
         with locks.scratch_folder() as folder, Interrupts() as interrupts:
@@ -65,9 +64,7 @@ def run_study(
                     return Loop(cluster, todo, options, progress, interrupts).run()
     finally:
         stop.unlink(missing_ok=True)
-        for run in todo:
-            locks.remove_dead_lock(run.folder)
-        locks.sweep()
+        locks.tidy(study.folder, (run.folder for run in todo))
         locks.remove_empty(study.folder)
 
 
@@ -151,10 +148,7 @@ class Loop:
         if self.looked > self.healed + HEAL_EVERY:
             self.healed = self.looked
             self.cluster.heal()
-        try:
-            slots = self.cluster.slots(self.progress.line)
-        except OSError:
-            raise ConnectionError(LOST) from None
+        slots = self.cluster.slots(self.progress.line)
         for future, given in list(self.runs.items()):
             if given.worker not in slots:
                 future.cancel()
@@ -259,13 +253,3 @@ class Loop:
             located(self.options.stop).touch()
         except OSError:  # a full disk: then nothing can be finished either
             self.interrupts.count = max(2, self.interrupts.count)
-
-
-def _sweep_stops(study: Study) -> None:
-    """Signs that a killed runner of this host left."""
-    for sign in (sign for kind in (".stop", ".seen") for sign in study.folder.glob(f"{kind}-{socket.gethostname()}-*")):
-        with suppress(OSError, ValueError):
-            try:
-                os.kill(int(sign.name.split("-")[-2]), 0)
-            except ProcessLookupError:
-                sign.unlink()

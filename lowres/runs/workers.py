@@ -8,7 +8,8 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ from lowres.files import BadInput, shown
 from lowres.runs.records import RESULTS_VERSION
 
 SAME = {"python": 2, "dask": 3, "distributed": 3}  # what is sent to a worker is theirs to read: so many parts of their versions must agree
+LOST = "the connection to the Dask scheduler is lost; what is finished is kept: lowres run continues after it"
 SETTLED, LONGEST_LOOK = 20.0, 600.0  # seconds: nobody waits longer for a worker who has others; and until that is told
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Around what a scheduler is asked. Raises ConnectionError, whatever Dask raises where it has gone."""
+    try:
+        yield
+    except OSError:
+        raise ConnectionError(LOST) from None
 
 
 def asked_of_workers() -> Callable[[str, bytes, Any], dict[str, Any]]:
@@ -69,7 +80,8 @@ class Fitness:
         self.untold: list[str] = []
         self.slow: set[str] = set()
         self.threads = 0  # that each run may use: the same everywhere, because it changes the last digits of results
-        found = client.get_versions()
+        with connected():
+            found = client.get_versions()
         self.ours = found["client"]
         if fault := self._other_version(found["scheduler"]):
             raise BadInput(f"{where}: the scheduler {fault}")
@@ -87,7 +99,8 @@ class Fitness:
 
     def slots(self, tell: Callable[[str], None] | None = None) -> dict[str, int]:
         """How many runs at a time each fit worker takes. Raises BadInput if none is fit, and as many as are wanted were left out."""
-        there = self.client.scheduler_info(n_workers=-1)["workers"]
+        with connected():
+            there = self.client.scheduler_info(n_workers=-1)["workers"]
         if new := there.keys() - self.looks.keys() - self.answers.keys() - self.faults.keys():
             self._begin(new)
         for address, (future, since) in list(self.looks.items()):
@@ -113,7 +126,8 @@ class Fitness:
     def _begin(self, new: set[str]) -> None:
         self.token.parent.mkdir(parents=True, exist_ok=True)
         self.token.touch()
-        versions = self.client.get_versions()["workers"]
+        with connected():
+            versions = self.client.get_versions()["workers"]
         for address in new & versions.keys():
             if fault := self._other_version(versions[address]):
                 self._leave_out(address, fault)
