@@ -12,7 +12,7 @@ from toys import REQUESTS, STORIES, trained_on, up_projection
 from transformers import AutoModelForQuestionAnswering
 
 from lowres.files import ROOT, BadInput
-from lowres.methods.evaluation import evaluated, likeliest, predict, predictions
+from lowres.methods.evaluation import Behind, evaluated, likeliest, predict, predictions, together
 from lowres.methods.kept import check_can_be_kept
 from lowres.methods.layers_and_corpus import layer_groups
 from lowres.methods.training import train
@@ -208,7 +208,10 @@ def test_a_search_that_stops_early_finds_what_a_whole_one_does(tiny_llama, stori
     ids = asked(backbone, "{story} {question}", row)
     answers = [behind(backbone, f" {row['story'][a:b]}\n") for a, b in spans(row["story"], 4)]
     with torch.inference_mode():
-        find = lambda: likeliest(backbone, backbone.output, backbone.encode_context(ids[:-1]), ids[-1:], answers)  # noqa: E731
+        def find():
+            behind = Behind(backbone, ids)
+            return together(behind, [likeliest(behind, backbone.output, behind.text, answers)])[0]
+
         whole = find()
         monkeypatch.setattr("lowres.methods.evaluation.AT_ONCE", 1)
         alone = find()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,12 @@ from lowres.tasks.tags import Tagged
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lowres.models.backbone import Cache
+    from lowres.tasks.spans import Passage
 
 BUDGET = 4096  # tokens in one forward pass, when no gradient is kept
-AT_ONCE = 64  # tokens of answers that are read in one pass
-AHEAD = 2.0  # nats that a token is taken to cost which is read with the one in front of it
+AT_ONCE = 24  # tokens of its answers that a search reads in one pass
+AHEAD = 1.0  # nats that a token is taken to cost which is read with the one in front of it
+Search = Generator[list[int], torch.Tensor, Any]  # asks for the states of tokens by their numbers
 
 
 @torch.inference_mode()
@@ -116,40 +117,40 @@ def _likeliest_span(backbone, head, ids: list[int], located: Located) -> tuple[i
     written = {passage.none + END: (0, 0)} if passage.none else {}
     for start, end in passage.spans():
         written.setdefault(f" {passage.text[start:end]}{END}", (start, end))
-    tokens = after_text(backbone.tokenizer, list(written))
-    _check_room(backbone, len(ids), tokens)
-    begin = (len(ids) - 1) // CHUNK * CHUNK  # the rest is read in one pass with what foretells the first token
-    which, score = likeliest(backbone, head.output(), backbone.encode_context(ids[:begin]), ids[begin:], tokens)
+    behind = Behind(backbone, ids)
+    [(which, score, _)] = together(behind, [likeliest(behind, head.output(), behind.text, after_text(backbone.tokenizer, list(written)))])
     return *list(written.values())[which], score
 
 
-def _check_room(backbone, length: int, answers: Sequence[Sequence[int]]) -> None:
-    """Raises BadInput where the model cannot read so far."""
-    if (most := length + max(map(len, answers)) - 1) > backbone.context_length:
-        raise BadInput(f"max_length: a text and its longest span take {most} tokens, and {backbone.name!r} reads {backbone.context_length}")
-
-
 def _listed(backbone, head, ids: list[int], located: Located) -> list[float]:
-    """Of one text the entities that are listed behind each type's question, span by span, each the likeliest that stands behind the last one and ends
-    the list, or does not. Of two types that want the same word the likelier span has it. The text is read once for all of them."""
-    label, passage, total, found = located.answer, located.passage, 0.0, []
-    spans, none = passage.spans(), passage.none + END
-    written = [f" {passage.text[start:end]}{mark}" for start, end in spans for mark in (END, MORE)]
+    """Of one text the entities that are listed behind each type's question. Of two types that want the same word the likelier span has it."""
+    label, passage, none = located.answer, located.passage, located.passage.none + END
+    written = [f" {passage.text[start:end]}{mark}" for start, end in passage.spans() for mark in (END, MORE)]
     tokens = dict(zip([none, *written], after_text(backbone.tokenizer, [none, *written])))
-    before = backbone.encode_context(ids)
-    for kind, question in enumerate(after_text(backbone.tokenizer, list(label.questions))):
-        begin, more = 0, True
-        while more and (left := [i for i, (start, _) in enumerate(spans) if start >= begin]):
-            options = {} if begin else {none: (0, 0)}
-            for i in left:
-                for text in written[2 * i : 2 * i + 2]:
-                    options.setdefault(text, spans[i])
-            _check_room(backbone, len(ids) + len(question), answers := [tokens[text] for text in options])
-            which, score = likeliest(backbone, head.output(), before, question, answers)
-            text, (first, begin) = list(options.items())[which]
-            question, total, more = question + tokens[text], total + score, text.endswith(MORE)
-            found += [(score, first, begin, kind)] if begin else []
-    return [total, *_without_overlaps(found, label)]
+    behind = Behind(backbone, ids)
+    questions = [behind.put(question, behind.text) for question in after_text(backbone.tokenizer, list(label.questions))]
+    each = together(behind, [_entities(behind, head.output(), question, passage, tokens) for question in questions])
+    found = [(score, *span, kind) for kind, listed in enumerate(each) for score, span in listed]
+    return [sum(score for score, *_ in found), *_without_overlaps([one for one in found if one[2]], label)]
+
+
+def _entities(behind: Behind, output: torch.Tensor, question: int, passage: Passage, tokens: dict[str, list[int]]) -> Search:
+    """What is listed behind a question, span by span, with its log p each: the likeliest that stands behind the last one and ends the list, or does
+    not; from 0 to 0 where there is none."""
+    found: list[tuple[float, tuple[int, int]]] = []
+    none, begin = passage.none + END, 0
+    while spans := [span for span in passage.spans() if span[0] >= begin]:
+        options = {} if begin else {none: (0, 0)}
+        for start, end in spans:
+            for mark in (END, MORE):
+                options.setdefault(f" {passage.text[start:end]}{mark}", (start, end))
+        which, score, stem = yield from likeliest(behind, output, question, [tokens[text] for text in options])
+        text, span = list(options.items())[which]
+        found.append((score, span))
+        if text.endswith(END):
+            break
+        question, begin = behind.put(tokens[text][-1:], stem), span[1]
+    return found
 
 
 def _without_overlaps(found: list[tuple[float, int, int, int]], label: Tagged) -> list[int]:
@@ -162,11 +163,62 @@ def _without_overlaps(found: list[tuple[float, int, int, int]], label: Tagged) -
     return label._replace(entities=tuple(places)).tags()
 
 
+class Behind:
+    """What is read behind a text, which is read once: tokens that each stand behind the text or behind another of them, and see what is in front of
+    them and nothing else. They are told by number."""
+
+    def __init__(self, backbone, ids: list[int]):
+        self.begin = (len(ids) - 1) // CHUNK * CHUNK
+        self.backbone, self.past = backbone, backbone.past(backbone.encode_context(ids[: self.begin]))
+        self.tokens, self.path = [], []  # those that are put and not read yet; of each that was put all in front of it and itself
+        self.text = self.put(ids[self.begin:])  # the last of them
+
+    def put(self, tokens: list[int], last: int = -1) -> int:
+        """Some tokens, one behind the other, behind one that was put before; the number of the last."""
+        for token in tokens:
+            self.path.append([*(self.path[last] if last >= 0 else []), last := len(self.path)])
+            self.tokens.append(token)
+        return last
+
+    def check_room(self, last: int, answers: Sequence[Sequence[int]]) -> None:
+        """Raises BadInput where the model cannot read so far."""
+        if (most := self.begin + len(self.path[last]) + max(map(len, answers)) - 1) > (reads := self.backbone.context_length):
+            raise BadInput(f"max_length: a text and its longest span take {most} tokens, and {self.backbone.name!r} reads {reads}")
+
+    def read(self) -> tuple[int, torch.Tensor]:
+        """Reads what was put, in one pass: the first one's number, and the final hidden states, (tokens, width)."""
+        device, count = self.backbone.device, len(self.tokens)
+        paths = self.path[-count:]
+        seen = torch.zeros(count, self.begin + len(self.path), dtype=torch.bool)
+        seen[:, : self.begin] = True
+        rows = torch.arange(count).repeat_interleave(torch.tensor([len(path) for path in paths]))
+        seen[rows, self.begin + torch.tensor([other for path in paths for other in path])] = True
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+        ids, positions = torch.tensor([self.tokens]), self.begin - 1 + torch.tensor([[len(path) for path in paths]])
+        laid = Rows(ids.to(device), positions.to(device), mask.to(device), torch.arange(count, device=device), [])
+        self.tokens = []
+        return len(self.path) - count, self.backbone.hidden_behind(laid, self.past)
+
+
+def together(behind: Behind, searches: list[Search]) -> list[Any]:
+    """What each of some searches comes to, their next tokens read in the same passes."""
+    found, asked = [None] * len(searches), {i: next(search) for i, search in enumerate(searches)}
+    while asked:
+        first, hidden = behind.read()
+        for i, wanted in list(asked.items()):
+            try:
+                asked[i] = searches[i].send(hidden[[number - first for number in wanted]])
+            except StopIteration as ended:
+                found[i] = ended.value
+                del asked[i]
+    return found
+
+
 class Beginnings:
     """Sequences of tokens as a tree of what they begin with, each beginning once; node 0 is the empty one."""
 
     def __init__(self, answers: Sequence[Sequence[int]]):
-        self.token, self.path = [-1], [[]]  # of each node; `path`: the nodes from behind 0 to itself
+        self.token, self.parent = [-1], [-1]  # of each node
         self.next: list[dict[int, int]] = [{}]  # of each node, by token
         self.ends: list[list[tuple[int, int]]] = [[]]  # of each node the sequences that are one token more: that token, and which
         for which, answer in enumerate(answers):
@@ -174,10 +226,8 @@ class Beginnings:
             for token in answer[:-1]:
                 if token not in self.next[node]:
                     self.next[node][token] = len(self.token)
-                    self.path.append([*self.path[node], len(self.token)])
-                    self.token.append(token)
-                    self.next.append({})
-                    self.ends.append([])
+                    for each, value in ((self.token, token), (self.parent, node), (self.next, {}), (self.ends, [])):
+                        each.append(value)
                 node = self.next[node][token]
             self.ends[node].append((answer[-1], which))
 
@@ -194,32 +244,19 @@ class Beginnings:
                 heappush(waiting, (cost + AHEAD, other))
         return found
 
-    def laid(self, nodes: list[int], place: dict[int, int], front: int, device: torch.device) -> Rows:
-        """Nodes in one row, each of which sees the `front` tokens in front of all and its own beginning. `place`: of all that were read before; these
-        join them."""
-        for node in nodes:
-            place[node] = front + len(place)
-        seen = torch.zeros(len(nodes), front + len(place), dtype=torch.bool)
-        seen[:, :front] = True
-        seen[tuple(zip(*((row, place[other]) for row, node in enumerate(nodes) for other in self.path[node])))] = True
-        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
-        positions = torch.tensor([[front + len(self.path[node]) - 1 for node in nodes]])
-        ids = torch.tensor([[self.token[node] for node in nodes]])
-        return Rows(ids.to(device), positions.to(device), mask.to(device), torch.arange(len(nodes), device=device), [])
 
+def likeliest(behind: Behind, output: torch.Tensor, last: int, answers: Sequence[Sequence[int]]) -> Search:
+    """Which of some sequences of tokens is the likeliest behind a token that is put, the first of equals; its log-probability; and the number of its
+    last token but one. A generator: it asks for the states of tokens that it has put.
 
-def likeliest(backbone, output: torch.Tensor, before: Cache, front: list[int], answers: Sequence[Sequence[int]]) -> tuple[int, float]:
-    """Which of some sequences of tokens is the likeliest behind a text, the first of equals, and its log-probability.
-
-    `before`: what was read of the text; `front`: its last tokens, one at least, which are read here. What answers begin with in common is read once,
-    and the likeliest beginnings first: since a sequence is at most as probable as its beginning, those less probable than a whole answer are not
-    read on.
+    What answers begin with in common is read once, and the likeliest beginnings first: since a sequence is at most as probable as its beginning,
+    those less probable than a whole answer are not read on.
     """
-    tree, past, length = Beginnings(answers), backbone.past(before), before[0][0].shape[2] if before else 0
-    hidden = backbone.hidden_behind(next(pack([front], backbone.device, length)), past)
-    which, best, bounds, nodes, place = 0, -torch.inf, {0: 0.0}, [0], {}
-    while True:
-        words = hidden @ output.T
+    behind.check_room(last, answers)
+    tree = Beginnings(answers)
+    which, best, stem, bounds, nodes, place = 0, -torch.inf, last, {0: 0.0}, [0], {0: last}
+    while bounds:
+        words = (yield [place[node] for node in nodes]) @ output.T
         asked = [(row, token) for row, node in enumerate(nodes) for token in (*tree.next[node], *(token for token, _ in tree.ends[node]))]
         row, token = torch.tensor(asked, device=words.device).T
         scores = iter((words[row, token] - words.logsumexp(1)[row]).tolist())
@@ -227,12 +264,13 @@ def likeliest(backbone, output: torch.Tensor, before: Cache, front: list[int], a
             so_far = bounds.pop(node)
             bounds |= {other: so_far + next(scores) for other in tree.next[node].values()}
             for _, k in tree.ends[node]:
-                best, which = max((best, which), (so_far + next(scores), k), key=lambda one: (one[0], -one[1]))
+                if (score := so_far + next(scores), -k) > (best, -which):
+                    which, best, stem = k, score, place[node]
         bounds = {node: bound for node, bound in bounds.items() if bound >= best}
-        if not bounds:
-            return which, best
         nodes = tree.likeliest(bounds)
-        hidden = backbone.hidden_behind(tree.laid(nodes, place, length + len(front), backbone.device), past)
+        for node in nodes:
+            place[node] = behind.put([tree.token[node]], place[tree.parent[node]])
+    return which, best, stem
 
 
 def evaluated(task, logits: dict[str, np.ndarray], shots: pd.DataFrame | None = None) -> dict[str, dict]:
