@@ -27,7 +27,7 @@ from lowres.runs import mistakes, records, summary
 from lowres.runs.checks import check_method, check_words, forget_files, parameter_names, rehearse
 from lowres.tasks.kinds import refuse
 from lowres.tasks.load import Task, data_checksums, load_task
-from lowres.tasks.shots import Streams, checksum, close_draws, draw, fewest, in_common
+from lowres.tasks.shots import Streams, checksum, close_draws, fewest, in_common
 from lowres.tasks.task_file import extended_task
 
 if TYPE_CHECKING:
@@ -122,12 +122,9 @@ class Run:
             asked = {key: value for key, value in records.stored(self.parameters).items() if key not in ("data_dir", "output_dir", "seeds")}
             write_with_answers(Path(os.environ[locks.KEEP]), self, outcome, {"seed": seed, "parameters": asked})
         result = {"seed": seed, "fingerprint": self.fingerprint(seed), **self._described(outcome)}
-        result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits, self._shots(seed))}
+        result |= {"in_common": round(common, 3), "sets": evaluated(self.task, outcome.logits, outcome.shots)}
         self.predicted[seed] = predictions(self.task, outcome.logits, seed)
         return records.write_trial(self.folder, result, self.predicted[seed]) if self.folder else result
-
-    def _shots(self, seed: int) -> pd.DataFrame:
-        return draw(self.task.pool, self.parameters.shots, seed, self.parameters.uneven)
 
     def results(self) -> pd.DataFrame:
         """A line an evaluation set: the score, its interval, the yardstick."""
