@@ -14,6 +14,7 @@ from toys import GRAMMAR
 from lowres.files import ROOT, BadInput
 from lowres.parameters import METHODS, Trained, Vanilla
 from lowres.runs import records
+from lowres.tasks.load import load_task
 
 pytestmark = pytest.mark.usefixtures("forking")
 
@@ -98,6 +99,13 @@ def test_a_notebook_refuses_a_misspelt_parameter_in_one_sentence(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match='notebooks/vanilla.ipynb: shot: unknown key .did you mean "shots"'):
         execute("vanilla", tmp_path / "run.ipynb", {"shot": 4, "output_dir": str(tmp_path / "out")})
     assert not (tmp_path / "out").exists()
+
+
+def test_as_coded_a_student_learns_on_all_rows(tiny_llama, tmp_path):
+    asked = {"model": tiny_llama, "fidelity": "as_coded", "shots": "all", "learning_rate": 1e-5, "epochs": 1, "seeds": [0], "evaluation_rows": 6}
+    execute("distillation", tmp_path / "run.ipynb", asked | {"precision": "float32", "output_dir": str(tmp_path)})
+    trial = records.read_trial(tmp_path, 0)
+    assert trial["in_common"] == 1.0 and len(trial["losses"]) == -(-len(load_task(GRAMMAR, "", 6).pool) // 32)
 
 
 def test_papermill_shows_types_and_help():
