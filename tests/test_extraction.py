@@ -207,15 +207,17 @@ def test_a_search_that_stops_early_finds_what_a_whole_one_does(tiny_llama, stori
     row = stories.evaluation["market"].iloc[0]
     ids = asked(backbone, "{story} {question}", row)
     answers = [behind(backbone, f" {row['story'][a:b]}\n") for a, b in spans(row["story"], 4)]
-    with torch.inference_mode():
-        def find():
-            behind = Behind(backbone, ids)
-            return together(behind, [likeliest(behind, backbone.output, behind.text, answers)])[0]
+    beginnings = {tuple(answer[:length]) for answer in answers for length in range(1, len(answer))}
 
-        whole = find()
-        monkeypatch.setattr("lowres.methods.evaluation.AT_ONCE", 1)
-        alone = find()
-    assert whole[0] == alone[0] and whole[1] == pytest.approx(alone[1], abs=1e-4)
+    def found(at_once: int):
+        monkeypatch.setattr("lowres.methods.evaluation.AT_ONCE", at_once)
+        behind = Behind(backbone, ids)
+        return *together(behind, [likeliest(behind, backbone.output, behind.text, answers)])[0][:2], len(behind.path) - len(ids)
+
+    with torch.inference_mode():
+        (which, score, read), (other, close, fewer) = found(10**6), found(1)
+    assert which == other and score == pytest.approx(close, abs=1e-4)
+    assert read == len(beginnings) and 0 < fewer < read, "each beginning is read once, and not all of them"
 
 
 def test_an_answer_trains_as_if_its_string_stood_alone(tiny_llama, stories):

@@ -39,7 +39,7 @@ LONG = 3600  # seconds from which a plan says what would make it shorter
 SAMPLE = 256  # rows of a set whose lengths stand for all
 # Where spans are written: as many tokens of a text take as long as the search for its likeliest span, of tags for each type. Measured on 20 rows each
 # of XQuAD and CrossNER with smollm2-135m untrained; a trained model is surer and reads less, a longer text has more spans: it is a size, no more.
-SEARCHED = {"extraction": 190, "tagging": 400}
+SEARCHED = {"extraction": 110, "tagging": 210}
 READ, STEPPED = (8, 128), 2**24  # rows of tokens that are read, and weights of which an optimizer takes a step, to measure a rate
 
 
