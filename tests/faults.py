@@ -125,7 +125,8 @@ def kill_runners(start: Callable[[], subprocess.Popen], study: Study, toll: Toll
         relatives |= set(family(runner))
         runner.kill()
         toll.times += 1
-        runner.communicate()
+        runner.wait()
+        runner.stdout.close()  # its workers may hold the other end for a while
         toll.look(study)
     return relatives
 

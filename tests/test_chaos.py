@@ -9,10 +9,13 @@ import sys
 from contextlib import suppress
 
 import pytest
+from distributed import Client
 from faults import interrupt, kill_relatives, kill_runners, stages, wait_for
-from stand_ins import BORROWED, eventually, finish, kernels, noted, short_folder, start_process, start_runner, workers, write_notebook, write_study
+from stand_ins import BORROWED, PATIENCE, finish, kernels, noted, short_folder, start_process, start_runner, workers, write_notebook, write_study
 
 from lowres.files import ROOT
+from lowres.runs.execute import Options, pinned
+from lowres.runs.process import forks
 from lowres.runs.status import all_statuses
 
 pytestmark = pytest.mark.chaos
@@ -55,7 +58,7 @@ def undisturbed(tmp_path_factory, tiny_llama):
     """A study of a tiny model that nobody disturbs."""
     study = write_study(tmp_path_factory.mktemp("undisturbed"), **real(tiny_llama))
     with short_folder() as temporary:
-        runner = start_runner(study, "notebooks", temporary)
+        runner = start_runner(study, "notebooks", temporary, **{BORROWED: forks.wanted(pinned(Options()), start=True)})
         said, _ = runner.communicate(timeout=900)
         assert runner.returncode == 0, said
     return study
@@ -68,7 +71,8 @@ def test_many_kills_change_no_prediction_and_no_record(tmp_path, temporary, fork
         folder = tmp_path / str(toll.times)
         folder.mkdir()
         study, before = write_study(folder, **real(tiny_llama)), toll.times
-        start = lambda: start_runner(study, "notebooks", temporary, retries=KILLS[victim], **{BORROWED: forking})  # noqa: B023, E731
+        start = lambda: start_runner(study, "notebooks", temporary, 2 if victim == "worker" else chance.choice((1, 2)), KILLS[victim],  # noqa: B023, E731
+                                     **{BORROWED: forking})
         disturbed(victim, study, start, toll, temporary, chance, KILLS[victim] - toll.times)
         toll.compare(study, undisturbed)
         assert toll.times > before, "a study was finished before anything was killed"
@@ -94,15 +98,19 @@ def cluster(tmp_path, temporary, forking, monkeypatch):
     file, processes = tmp_path / "scheduler.json", []
 
     def start(module: str, *words: str) -> subprocess.Popen:
-        words = [*words, "--scheduler-file", str(file), "--local-directory", str(tmp_path), "--no-dashboard"]
-        processes.append(subprocess.Popen([sys.executable, "-m", f"distributed.cli.{module}", *words], cwd=ROOT, stderr=subprocess.DEVNULL))
+        words = [*words, "--scheduler-file", str(file), "--no-dashboard"]
+        processes.append(subprocess.Popen([sys.executable, "-m", f"distributed.cli.{module}", *words], cwd=ROOT, stderr=subprocess.DEVNULL,
+                                          env={**os.environ, "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}))
         return processes[-1]
 
     def start_workers(count: int) -> list[subprocess.Popen]:
-        return [start("dask_worker", "--nthreads", "1", "--no-nanny", "--preload", "tests.stand_ins") for _ in range(count)]
+        found = [start("dask_worker", "--nthreads", "1", "--no-nanny", "--preload", "tests.stand_ins") for _ in range(count)]
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=PATIENCE)
+        return found
 
     scheduler = start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
-    eventually(lambda: file.is_file() and file.stat().st_size, "the scheduler to start")
+    wait_for(scheduler, lambda: file.is_file() and file.stat().st_size)
     yield json.loads(file.read_text())["address"], scheduler, start_workers
     for process in processes[::-1]:
         process.terminate()
