@@ -12,9 +12,10 @@ from toys import REQUESTS, STORIES, trained_on, up_projection
 from transformers import AutoModelForQuestionAnswering
 
 from lowres.files import ROOT, BadInput
-from lowres.methods.evaluation import Behind, evaluated, likeliest, predict, predictions, together
+from lowres.methods.evaluation import evaluated, predict, predictions
 from lowres.methods.kept import check_can_be_kept
 from lowres.methods.layers_and_corpus import layer_groups
+from lowres.methods.search import Behind, likeliest, together
 from lowres.methods.training import train
 from lowres.models.batches import encode, lay, read
 from lowres.models.heads import Classifier, Written, word_head
@@ -210,7 +211,7 @@ def test_a_search_that_stops_early_finds_what_a_whole_one_does(tiny_llama, stori
     beginnings = {tuple(answer[:length]) for answer in answers for length in range(1, len(answer))}
 
     def found(at_once: int):
-        monkeypatch.setattr("lowres.methods.evaluation.AT_ONCE", at_once)
+        monkeypatch.setattr("lowres.methods.search.AT_ONCE", at_once)
         behind = Behind(backbone, ids)
         return *together(behind, [likeliest(behind, backbone.output, behind.text, answers)])[0][:2], len(behind.path) - len(ids)
 

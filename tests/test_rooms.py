@@ -67,4 +67,4 @@ def test_what_notebooks_import_is_there_and_loads_nothing_before_it_is_asked_for
 
 def test_the_package_is_small_enough_to_hold_in_the_head():
     counted = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
-    assert len(counted) <= 63 and max(counted.values()) <= 400
+    assert len(counted) <= 64 and max(counted.values()) <= 400

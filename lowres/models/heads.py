@@ -188,7 +188,7 @@ class Likelihood(nn.Module):
 class Written(Likelihood):
     """p(answer | x) = the probability that the model writes the answer behind the pattern, and then a line break: no new weights.
 
-    Learnt by its logarithm, so that all other words compete; answered by the likeliest of the passage's spans (`evaluation.found_spans`). Of tags a
+    Learnt by its logarithm, so that all other words compete; answered by the likeliest of the passage's spans (`search.found_spans`). Of tags a
     question for each type stands between, and its entities are listed.
     """
 

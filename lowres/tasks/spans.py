@@ -1,6 +1,6 @@
 """A kind whose answers are spans of a passage, `extraction`: what such an answer is, which spans there are, how they are scored.
 
-Who needs this asks `task.kind`, as for `lowres.tasks.kinds`; how a span is found is in `lowres.methods.evaluation`.
+Who needs this asks `task.kind`, as for `lowres.tasks.kinds`; how a span is found is in `lowres.methods.search`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A kind whose answers are some spans of a text, each of a type, `tagging`: what entities are, what tags say, how they are scored.
 
-Who needs this asks `task.kind`, as for `lowres.tasks.kinds`; how entities are found is in `lowres.methods.evaluation`.
+Who needs this asks `task.kind`, as for `lowres.tasks.kinds`; how entities are found is in `lowres.methods.search`.
 """
 
 from __future__ import annotations
