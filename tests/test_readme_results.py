@@ -292,6 +292,25 @@ def test_the_table_of_sizes_is_what_the_trials_give():
     assert len(ranks) == 4 and max(max(rank[place] for rank in ranks) - min(rank[place] for rank in ranks) for place in places) < 3
 
 
+def test_the_table_of_teachers_is_what_the_trials_give_and_neither_temperature_nor_teacher_is_shown_to_matter():
+    *lines, bars = table_of("learnt on, what the teacher sees, in `temperature`")
+    before = trials_of("temperature", "task=sentiment,method=in_context")[0]["also"]["zero-shot"]["sets"]
+    for place, names in (("films", SETS[:1]), ("elsewhere", SETS[1:])):
+        told = [100 * mean([before[name][key] for name in names]) for key in ("constant", "accuracy")]
+        assert [bars[f"{who}, {place}"] for who in ("teacher", "student")] == [f"{value:.1f}" for value in told]
+        means: dict[str, list[float]] = {}
+        for line in lines:
+            found = trials_of("temperature", line["which runs"].strip("`"))
+            assert len(found) == 4
+            for who, sets in {"teacher": [one["also"]["teacher"]["sets"] for one in found], "student": [one["sets"] for one in found]}.items():
+                each = [mean([one[name]["accuracy"] for name in names]) for one in sets]
+                assert line[f"{who}, {place}"] == f"{100 * mean(each):.1f} ± {100 * half_interval(each):.1f}", (line, who, place)
+                assert 100 * (mean(each) - half_interval(each)) <= told[1] + 1e-9, "neither is shown to be above the untrained model"
+                if who == "student" and "inputs=" in line["which runs"]:
+                    means.setdefault(re.search(r"inputs=([\w-]+)", line["which runs"])[1], []).append(100 * mean(each))
+        assert all(len(part) == 4 and max(part) - min(part) < 2 for part in means.values()) and len(means) == 2
+
+
 def test_methods_default_rates_are_those_that_do_best_over_the_studys_tasks_and_their_files_say_by_how_much():
     found = rates.from_other_tasks(rates.rated(collect("rates", str(ROOT / "outputs")).trials)).query("task == ''").set_index("method")
     assert set(found.index) == {"vanilla", "pbft", "adaptive", "lora"} and (found["tasks"] == 3).all()
