@@ -106,7 +106,7 @@ def test_what_a_trial_keeps_is_told():
     kept = {key for record in records for trial in record["trials"] for key in {*trial, *next(iter(trial["sets"].values()))}}
     [table] = re.findall(r"^\| of a trial \|.*?(?=\n\n)", (ROOT / "notebooks/README.md").read_text(), re.DOTALL | re.MULTILINE)
     told = set(re.findall(r"`(\w+)`", table)) - {"max_length"}  # a parameter
-    newer = {"constant_macro_f1", "uneven", "settings", "metric", "micro_f1", "f1", "entity_f1", "exact_match", "stored"}  # than the committed records
+    newer = {"constant_macro_f1", "uneven", "settings", "metric", "micro_f1", "f1", "entity_f1", "exact_match", "stored"}  # than committed records
     assert len(records) == 72 and told - newer == kept - {"learning_rates", "predictions_sha256"}  # the schedule's; older records'
 
 
