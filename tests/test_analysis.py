@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -72,9 +73,16 @@ def test_no_study(tmp_path, executed):
     assert "could not be read" in text_of(executed("no_such_study", str(tmp_path)))
 
 
-def test_one_run_and_one_seed(tmp_path, executed):
-    said = text_of(executed(*filled(tmp_path, shots=(2,), methods=METHODS[:1], seeds=[3])))
+def test_one_run_and_one_seed_and_an_analysis_that_is_only_read_writes_nothing(tmp_path):
+    """Changing the margin in JupyterLab is no look at the verdicts (as one with `write` is, above), and the study's own tables stay."""
+    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:2], seeds=[3])
+    before = sorted(Path(outputs).rglob("*"))
+    with locks.scratch_folder() as folder:
+        asked = {"study": path, "outputs": outputs, "margin": 5.0}
+        assert not run_notebook(ROOT / "notebooks" / "analysis.ipynb", folder / "run.ipynb", asked, folder, {}).kind
+        said = text_of(nbformat.read(folder / "run.ipynb", 4))
     assert "one seed only" in said and "no LoRA" in said and "one trial" in said
+    assert sorted(Path(outputs).rglob("*")) == before
 
 
 def test_an_older_schema_and_mixed_studies(tmp_path):
@@ -322,17 +330,6 @@ def test_the_answer_has_at_most_ten_lines_the_yardsticks_first_and_an_arrow_for_
     assert answer.answer_table(trials.head(0))[0].empty
     mean = trials[(trials["method"] == "pbft") & (trials["shots"] == 16) & (trials["set"] == "in_domain")]["accuracy"].mean()
     assert lines.iloc[2, 1].startswith(f"{100 * mean:.1f} [")
-
-
-def test_an_analysis_that_is_only_read_writes_nothing(tmp_path):
-    """Changing the margin in JupyterLab is no look at the verdicts (as one with `write` is, above), and the study's own tables stay."""
-    path, outputs = filled(tmp_path, shots=(2,), methods=METHODS[:2], seeds=range(6))
-    study = read_study(path, outputs=outputs)
-    before = sorted(file for file in study.folder.rglob("*"))
-    with locks.scratch_folder() as folder:
-        asked = {"study": path, "outputs": outputs, "margin": 5.0}
-        assert not run_notebook(ROOT / "notebooks" / "analysis.ipynb", folder / "run.ipynb", asked, folder, {}).kind
-    assert sorted(file for file in study.folder.rglob("*")) == before
 
 
 def test_a_task_is_the_papers_by_what_it_says_not_by_its_name(tmp_path):
