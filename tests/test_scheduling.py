@@ -11,7 +11,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client
 from distributed.deploy.cluster import Cluster
-from stand_ins import eventually, family, finish, left_over, noted, nothing_is_left, start_runner, write_notebook, write_study
+from stand_ins import BORROWED, eventually, family, finish, left_over, noted, nothing_is_left, start_runner, write_notebook, write_study
 from toys import GRAMMAR
 
 from lowres.files import ROOT, BadInput
@@ -75,10 +75,10 @@ def test_adding_seeds_to_a_finished_study_runs_only_the_new_trials(tmp_path, tem
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
-def test_two_runners_on_one_study_execute_no_run_twice_and_lose_none(tmp_path, temporary):
+def test_two_runners_on_one_study_execute_no_run_twice_and_lose_none(tmp_path, temporary, forking):
     study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4, 8])
     notebooks = write_notebook(tmp_path / "n", work="time.sleep(0.3)")
-    runners = [start_runner(study, notebooks, temporary) for _ in range(2)]
+    runners = [start_runner(study, notebooks, temporary, **{BORROWED: forking}) for _ in range(2)]
     assert [runner.wait(300) for runner in runners] == [0, 0], [runner.stdout.read() for runner in runners]
     assert sorted(noted(study)) == sorted(f"vanilla {shots} {seed}" for shots in (2, 4, 8) for seed in (0, 1))
     nothing_is_left(study, temporary)
@@ -97,9 +97,9 @@ def test_ctrl_c_lets_the_trials_at_work_finish_and_keeps_them(tmp_path, temporar
     nothing_is_left(study, temporary, processes)
 
 
-def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary):
+def test_ctrl_c_twice_stops_now_and_loses_no_finished_trial(tmp_path, temporary, forking):
     study = write_study(tmp_path, seeds=[0, 1], shots=[2, 4])
-    runner = start_runner(study, write_notebook(tmp_path / "n", work="time.sleep(600 if seed else 0)"), temporary)
+    runner = start_runner(study, write_notebook(tmp_path / "n", work="time.sleep(600 if seed else 0)"), temporary, **{BORROWED: forking})
     eventually(lambda: len(noted(study)) == 4, "the second trials to begin")
     processes = family(runner)
     os.killpg(runner.pid, signal.SIGINT)
