@@ -59,14 +59,8 @@ class Toll:
         self.finished, self.before = self.finished + len(self.before), {}
 
     def compare(self, study: Study, calm: Study, whole: bool = True) -> None:
-        """Predictions, and with `whole` the records too, but for what varies."""
         self.equal = "no"
-        for run, other in zip(study.runs, calm.runs, strict=True):
-            pd.testing.assert_frame_equal(records.read_predictions(run.folder), records.read_predictions(other.folder))
-            ours, theirs = (files.read_json(one.folder / "record.json") for one in (run, other))
-            assert not whole or without_what_varies(ours) == without_what_varies(theirs)
-            for part in ("threads", "precision") if whole else ():
-                assert ours["environment"][part] == theirs["environment"][part]
+        same_results(study, calm, whole)
         self.equal = "yes"
 
 
@@ -76,6 +70,16 @@ def table(tolls: list[Toll]) -> list[str]:
     rows = [names, *([str(getattr(toll, name)) for name in names] for toll in tolls)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+
+
+def same_results(study: Study, calm: Study, whole: bool = True) -> None:
+    """The same predictions, and with `whole` the same records too, but for what varies."""
+    for run, other in zip(study.runs, calm.runs, strict=True):
+        pd.testing.assert_frame_equal(records.read_predictions(run.folder), records.read_predictions(other.folder))
+        ours, theirs = (files.read_json(one.folder / "record.json") for one in (run, other))
+        assert not whole or without_what_varies(ours) == without_what_varies(theirs)
+        for part in ("threads", "precision") if whole else ():
+            assert ours["environment"][part] == theirs["environment"][part]
 
 
 def kept(study: Study) -> dict[str, dict]:

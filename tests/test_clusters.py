@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from faults import same_results
 from stand_ins import eventually, noted, write_notebook, write_study
-from test_chaos import same_results
 from toys import GRAMMAR
 
 from lowres import files
