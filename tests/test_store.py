@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 from conftest import backbone_of
+from stand_ins import by_papermill
+from toys import GRAMMAR
 
 from lowres.files import BadInput
 from lowres.methods.cost import Meter
@@ -15,6 +17,7 @@ from lowres.models.adapters import attach, configuration
 from lowres.models.batches import encode
 from lowres.models.heads import Verbalizer
 from lowres.parameters import validated
+from lowres.runs import records
 
 
 @pytest.fixture
@@ -145,16 +148,11 @@ def test_a_place_that_cannot_be_written_costs_no_result(backbone, place):
     assert not backbone.meter.stored
 
 
-def test_a_trial_says_how_many_of_its_seconds_were_spent_by_an_earlier_one(place, tmp_path, tiny_llama):
-    import papermill
-
+def test_a_trial_says_how_many_of_its_seconds_were_spent_by_an_earlier_one(place, forking, tmp_path, tiny_llama):
     def trial(name: str) -> dict:
-        from lowres.files import read_json
-
-        given = {"task": "tests/tasks/grammar.yaml", "model": tiny_llama, "shots": 2, "seeds": [0], "evaluation_rows": 64, "demonstrations": 0,
-                 "output_dir": str(tmp_path / name)}
-        papermill.execute_notebook("notebooks/in_context.ipynb", str(tmp_path / f"{name}.ipynb"), given, progress_bar=False)
-        return read_json(tmp_path / name / "record.json")["trials"][0]
+        given = {"task": GRAMMAR, "model": tiny_llama, "shots": 2, "seeds": [0], "evaluation_rows": 64, "demonstrations": 0}
+        by_papermill("in_context", tmp_path / f"{name}.ipynb", given | {"output_dir": str(tmp_path / name)})
+        return records.read_trial(tmp_path / name, 0)
 
     first, second = trial("first"), trial("second")
     assert "stored" not in first and second["stored"] > 0
