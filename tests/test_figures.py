@@ -1,5 +1,6 @@
 """Every figure has its yardstick, its count of trials and words that stand for it; names cannot break it."""
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import filled, make_study
+from synthetic import fill, filled, make_study
 from toys import GRAMMAR, REQUESTS, STORIES
 
 from lowres.analysis import collect, figures, plots, tables
@@ -272,6 +273,16 @@ def test_a_long_variants_name_is_whole_within_its_figure_and_on_no_panel(tmp_pat
         assert (legend.x1 <= whole.x1 and whole.y0 <= legend.y0 and legend.y1 <= whole.y1)
         names = [text.get_text().replace("\n", "") for text in one.figure.legends[0].get_texts()]
         assert {f"{method} {long}" for method in trials["method"]} <= set(names)
+
+
+def test_rows_with_long_names_do_not_run_into_each_other(tmp_path):
+    path = make_study(tmp_path, shots=(2,), seeds=range(2), methods=[
+        {"method": "distillation", "set": {"demonstrations": 1, "inputs": "pool", "unlabelled": 32}, "vary": {"temperature": [1.0, 2.0, 4.0, 8.0]}}])
+    outputs = str(tmp_path / "outputs")
+    fill(read_study(path, outputs=outputs))
+    axes = plots.accuracy_against_shots(collect.collect(path, outputs).trials)[0].figure.axes[0]
+    places = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert len(places) == 4 and all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(places))
 
 
 def test_no_panels_title_runs_into_the_next(tmp_path):

@@ -210,7 +210,8 @@ def _sets(lines: pd.DataFrame, name: str, what: str) -> Picture:
     if several:
         grid = against(table, looks, "shots", called=score)
     else:  # one number of examples is no axis: a line a row
-        grid = below_one_another(table, looks, "line", score, height=1.2 + 0.3 * len(looks))
+        lines_a_row = max(broken(name).count("\n") + 1 for name in looks)
+        grid = below_one_another(table, looks, "line", score, height=1.2 + max(0.3, 0.17 * lines_a_row) * len(looks))
     yardsticks(grid, upright=not several)
     shots = "against shots" if several else f"from {lines['shots'].iloc[0]} shots a class"
     alt = (f"{capital(score)} {shots}: {what}, {len(grid.axes_dict)} evaluation sets side by side; lines: {'; '.join(looks)}; {explained(lines)}. "
